@@ -1,0 +1,124 @@
+"""NumPy or CuPy. The only file of npref that names CuPy.
+
+Functions elsewhere take the array module from their arguments, once, at the top (`xp = array_module(x, W)`), and are
+then one text for both. Data enters a device by `backend.xp.asarray` and leaves it by `to_host`, nowhere else.
+"""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+
+BACKENDS = ("numpy", "cupy")
+
+
+class BackendUnavailable(RuntimeError):
+    """The asked-for backend cannot work on this machine; the message says why and what to install."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """`name` ("numpy" or "cupy"), the array module `xp`, and `device`, the hardware in words."""
+
+    name: str
+    xp: ModuleType
+    device: str
+
+
+def get_backend(name: str = "numpy") -> Backend:
+    """The backend called `name`.
+
+    Raises ValueError for an unknown name, and BackendUnavailable when CuPy is not installed, finds no driver or no
+    device, misses a CUDA library, or multiplies float32 matrices in reduced precision. Never falls back to NumPy.
+    """
+    if name == "numpy":
+        return Backend("numpy", np, f"{_cpu_name()}, {os.cpu_count()} cores")
+    if name == "cupy":
+        return _probe_cupy()
+    raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
+
+
+def array_module(*arrays) -> ModuleType:
+    """NumPy or CuPy, whichever the given arrays belong to (None is skipped).
+
+    Raises TypeError when they are mixed, or when one is neither.
+    """
+    kinds = {type(a).__module__.partition(".")[0]: type(a) for a in arrays if a is not None}
+    if kinds.keys() == {"numpy"}:
+        return np
+    if kinds.keys() == {"cupy"}:
+        return sys.modules["cupy"]
+    if kinds.keys() == {"numpy", "cupy"}:
+        raise TypeError("NumPy and CuPy arrays are mixed: expected all numpy.ndarray or all cupy.ndarray; "
+                        "move them with backend.xp.asarray(x) or npref.to_host(x)")
+    names = ", ".join(sorted(f"{t.__module__}.{t.__qualname__}" for t in kinds.values())) or "no array"
+    raise TypeError(f"expected numpy.ndarray or cupy.ndarray arguments, got {names}")
+
+
+def to_host(x) -> np.ndarray:
+    """x as a NumPy array: the one exit from a device, and the one place that waits for it."""
+    return x if array_module(x) is np else x.get()
+
+
+def synchronize(xp: ModuleType) -> None:
+    """Wait until the device has done all that was asked of it (nothing to do on NumPy)."""
+    if xp is not np:
+        xp.cuda.get_current_stream().synchronize()
+
+
+def cache_block(xp: ModuleType) -> int:
+    """How many elements an elementwise loop should take at a time: what stays in a CPU's cache, or all on a GPU."""
+    return 1 << 15 if xp is np else sys.maxsize
+
+
+def _probe_cupy() -> Backend:
+    """Import CuPy and see it work: `import cupy` alone succeeds on machines without a driver."""
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise BackendUnavailable(f"CuPy is installed, but a library it needs is missing ({error}): "
+                                     f"reinstall it, e.g. pip install --force-reinstall cupy-cuda12x") from error
+        raise BackendUnavailable("CuPy is not installed: pip install cupy-cuda12x (CUDA 12) or cupy-cuda13x (CUDA 13), "
+                                 "or use --backend numpy") from error
+    except ImportError as error:
+        raise BackendUnavailable(f"CuPy is installed, but a library it needs is missing ({_first_line(error)}): "
+                                 "install the wheel for your CUDA version, cupy-cuda12x or cupy-cuda13x") from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except RuntimeError as error:
+        raise BackendUnavailable(f"CuPy is installed, but there is no working NVIDIA driver ({_first_line(error)}): "
+                                 "install or update the driver, or use --backend numpy") from error
+    if count == 0:
+        raise BackendUnavailable("CuPy is installed, but there is no CUDA device: "
+                                 "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --backend numpy")
+    try:
+        # One elementwise kernel (needs the NVRTC compiler) and one matrix product (needs cuBLAS). 1 + 2^-12 is exact in
+        # float32 and rounds to 1 in TF32, bfloat16 and float16, so the product also tells the precision.
+        ones = cupy.zeros((32, 32), dtype=cupy.float32) + cupy.float32(1 + 2**-12)
+        product = (ones @ cupy.eye(32, dtype=cupy.float32)).get()
+        device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"]
+    except (RuntimeError, ImportError, OSError) as error:
+        raise BackendUnavailable(f"CuPy finds a device but cannot compute on it, a CUDA library (NVRTC, cuBLAS) is missing "
+                                 f"or does not fit ({_first_line(error)}): pip install \"cupy-cuda12x[ctk]\"") from error
+    if not (product == np.float32(1 + 2**-12)).all():
+        # delta L is a small difference of two losses; TF32's 10-bit mantissa buries it at sigma = 1e-3.
+        raise BackendUnavailable("CuPy multiplies float32 matrices in reduced precision (TF32), which buries the loss "
+                                 "differences: unset CUPY_TF32 and CUPY_ACCELERATORS and start again")
+    return Backend("cupy", cupy, device.decode() if isinstance(device, bytes) else str(device))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip(" =") for line in str(error).splitlines() if line.strip(" =")]
+    return lines[0] if lines else type(error).__name__
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
