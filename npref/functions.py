@@ -1,0 +1,116 @@
+"""Activations with their derivatives, and per-sample losses with their gradients.
+
+Every function is one text for NumPy and CuPy, keeps the dtype of its array (losses excepted, see `loss`), and accepts
+complex arrays on NumPy, so that derivatives can be judged by complex steps.
+"""
+
+from .backend import array_module
+
+ACTIVATIONS = ("leaky_relu", "relu", "tanh", "identity", "step", "sign")
+LOSSES = ("cce", "mse", "mse-mean")
+
+
+def activate(name, a, slope=0.2):
+    """x = f(a), elementwise. `slope` is leaky_relu's for a < 0 (0 <= slope < 1).
+
+    step is 1 for a > 0 and 0 elsewhere; sign is 1 for a > 0 and -1 elsewhere.
+    """
+    xp = array_module(a)
+    match name:
+        case "leaky_relu":
+            x = a * slope
+            return xp.maximum(a, x, out=x)  # as slope < 1; complex arrays compare by their real parts first
+        case "relu":
+            return xp.maximum(a, 0)
+        case "tanh":
+            return xp.tanh(a)
+        case "identity":
+            return a
+        case "step":
+            return (a.real > 0).astype(a.dtype)
+        case "sign":
+            return (a.real > 0).astype(a.dtype) * 2 - 1
+    raise ValueError(_unknown("activation", name, ACTIVATIONS))
+
+
+def derivative(name, a, slope=0.2):
+    """f'(a), elementwise, from the pre-activation (at a kink: the left side's value).
+
+    Raises ValueError for step and sign, which have none: use a perturbation rule, which needs no derivative.
+    """
+    xp = array_module(a)
+    match name:
+        case "leaky_relu":
+            return xp.where(a.real > 0, a.dtype.type(1), a.dtype.type(slope))
+        case "relu":
+            return (a.real > 0).astype(a.dtype)
+        case "tanh":
+            return 1 - xp.tanh(a) ** 2
+        case "identity":
+            return xp.ones_like(a)
+        case "step" | "sign":
+            raise ValueError(f"backpropagation needs a derivative, which the {name} activation does not have: "
+                             "use np, inp, anp or their decorrelated forms, or another activation")
+    raise ValueError(_unknown("activation", name, ACTIVATIONS))
+
+
+def loss(name, y, t):
+    """One loss per sample, in float64 whatever the dtype of y: (..., n_out) and targets (B, n_out) -> (..., ) losses.
+
+    cce       -sum_i t_i log softmax(y)_i    categorical cross-entropy on logits (v2)
+    mse       sum_i (t_i - y_i)^2            Algorithm 1 (v1)
+    mse-mean  the same, averaged over the outputs
+
+    float64, because delta L is a small difference of two losses and its rounding should not be the loss's fault.
+    """
+    xp = array_module(y, t)
+    y, t = _wide(xp, y), _wide(xp, t)
+    match name:
+        case "cce":
+            return xp.sum(t, axis=-1) * _logsumexp(xp, y)[..., 0] - xp.sum(t * y, axis=-1)
+        case "mse":
+            return xp.sum((t - y) ** 2, axis=-1)
+        case "mse-mean":
+            return xp.mean((t - y) ** 2, axis=-1)
+    raise ValueError(_unknown("loss", name, LOSSES))
+
+
+def loss_gradient(name, y, t):
+    """dL/dy for each sample, in y's dtype: (B, n_out), (B, n_out) -> (B, n_out)."""
+    xp = array_module(y, t)
+    wide_y, wide_t = _wide(xp, y), _wide(xp, t)
+    match name:
+        case "cce":
+            softmax = xp.exp(wide_y - _logsumexp(xp, wide_y))
+            g = xp.sum(wide_t, axis=-1, keepdims=True) * softmax - wide_t
+        case "mse":
+            g = 2 * (wide_y - wide_t)
+        case "mse-mean":
+            g = 2 * (wide_y - wide_t) / y.shape[-1]
+        case _:
+            raise ValueError(_unknown("loss", name, LOSSES))
+    return g.astype(y.dtype)
+
+
+def one_hot(labels, classes, dtype="float32"):
+    """Labels (B,) of ints in [0, classes) as rows of targets (B, classes)."""
+    xp = array_module(labels)
+    return (labels[:, None] == xp.arange(classes)[None, :]).astype(dtype)
+
+
+def correct(y, t):
+    """Whether the largest output is at the largest target: (B, n_out), (B, n_out) -> (B,) of bool."""
+    return y.argmax(axis=-1) == t.argmax(axis=-1)
+
+
+def _logsumexp(xp, y):
+    top = y.real.max(axis=-1, keepdims=True)
+    return top + xp.log(xp.sum(xp.exp(y - top), axis=-1, keepdims=True))
+
+
+def _wide(xp, y):
+    return y.astype(xp.result_type(y.dtype, xp.float64), copy=False)
+
+
+def _unknown(what, name, known):
+    return f"unknown {what} {name!r}: expected one of {', '.join(known)}"
