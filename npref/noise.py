@@ -1,0 +1,134 @@
+"""Random numbers as a pure function of where they are used.
+
+Philox 4x64 with 10 rounds (Salmon et al. 2011) maps key = (seed, stream) and counter = (block, noise sample, layer, step)
+to a block of four 64-bit words. There is no state: any noise can be drawn again, a run resumes from (seed, step) alone, and
+splitting a batch or the K noise samples over calls or devices changes nothing. NumPy's own generator makes the words on the
+CPU, one small kernel makes the same words on a GPU.
+
+A batch row of a layer with N units owns whole blocks: row b's begin at b * ceil(N / 8) for Gaussian noise (a word makes two
+normals) and b * ceil(N / 256) for Rademacher noise (a word makes 64 signs). A convolution's units are taken position by
+position, channels innermost, and the array is handed out as (C, H, W).
+"""
+
+from functools import lru_cache
+from math import pi, prod
+
+import numpy as np
+
+from .backend import cache_block
+
+NOISE, BASELINE, WEIGHTS, SHUFFLE, IMAGES = range(5)  # streams: the second word of the key
+KINDS = ("gaussian", "rademacher")
+
+
+def words(xp, seed, stream, counter, blocks):
+    """`blocks` consecutive Philox blocks as (4 * blocks,) of uint64, from counter = (block, sample, layer, step) on."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2^64), got {seed}")
+    if xp is np:
+        whole = sum(c << 64 * i for i, c in enumerate(counter))
+        bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256)
+        return bits.random_raw(4 * blocks)  # NumPy counts up before it makes a block, hence the - 1
+    out = xp.empty(4 * blocks, dtype=xp.uint64)
+    arguments = [np.uint64(w) for w in (blocks, seed, stream, *counter)]
+    _philox_kernel(xp)(((blocks + 255) // 256,), (256,), (out, *arguments))
+    return out
+
+
+def normals(xp, w, dtype):
+    """Standard normals by Box-Muller: (rows, n) words -> (rows, 2n), the n cosine halves before the n sine halves.
+
+    Each word gives two 32-bit uniforms u = (integer + 1/2) / 2^32: the low half sets the radius sqrt(-2 log u), the high half
+    the angle 2 pi u. The words, and so the numbers up to rounding, are the same for float32 and float64.
+    """
+    dtype = np.dtype(dtype).type
+    half = w.view(xp.uint32).reshape(*w.shape, 2)  # little-endian: [..., 0] is the low half
+    radius = xp.multiply(half[..., 0], dtype(2.0**-32), dtype=dtype)
+    radius += dtype(2.0**-33)
+    xp.log(radius, out=radius)
+    radius *= dtype(-2)
+    xp.sqrt(radius, out=radius)
+    angle = xp.multiply(half[..., 1], dtype(2 * pi * 2.0**-32), dtype=dtype)
+    angle += dtype(2 * pi * 2.0**-33)
+    n = w.shape[-1]
+    z = xp.empty((*w.shape[:-1], 2 * n), dtype=dtype)
+    xp.cos(angle, out=z[..., :n])
+    xp.sin(angle, out=z[..., n:])
+    z[..., :n] *= radius
+    z[..., n:] *= radius
+    return z
+
+
+def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, stream=NOISE):
+    """The noise of one layer: (K, B, *shape), for K = len(samples) noise samples and B = len(rows) batch rows.
+
+    `samples` and `rows` are ranges of absolute indices, so a part of a batch gets the very numbers that the whole would.
+    "gaussian": N(0, sigma^2). "rademacher": +sigma or -sigma, one bit a unit, the same covariance. `layer` counts from 0.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown noise {kind!r}: expected one of {', '.join(KINDS)}")
+    units = prod(shape)
+    blocks = -(-units // (8 if kind == "gaussian" else 256))  # a row's
+    out = xp.empty((len(samples), len(rows), units), dtype=dtype)
+    chunk = max(1, cache_block(xp) // units)  # rows at a time
+    for k, sample in enumerate(samples):
+        w = words(xp, seed, stream, (rows.start * blocks, sample, layer, step), len(rows) * blocks).reshape(len(rows), -1)
+        for b in range(0, len(rows), chunk):
+            part = w[b : b + chunk]
+            if kind == "gaussian":
+                xp.multiply(normals(xp, part, dtype)[:, :units], out.dtype.type(sigma), out=out[k, b : b + chunk])
+            else:
+                bits = xp.unpackbits(part.view(xp.uint8).ravel(), bitorder="little").reshape(len(part), -1)
+                signs = bits[:, :units].astype(dtype)
+                signs *= 2
+                signs -= 1
+                xp.multiply(signs, out.dtype.type(sigma), out=out[k, b : b + chunk])
+    if len(shape) == 3:  # (C, H, W), in memory as (H, W, C)
+        C, H, W = shape
+        return out.reshape(len(samples), len(rows), H, W, C).transpose(0, 1, 4, 2, 3)
+    return out.reshape(len(samples), len(rows), *shape)
+
+
+def uniforms(seed, stream, layer, n):
+    """n numbers in (0, 1) with 53 random bits each, float64, on the host: for initialisation, not for noise."""
+    w = words(np, seed, stream, (0, 0, layer, 0), -(-n // 4))[:n]
+    return (w >> np.uint64(11)) * 2.0**-53 + 2.0**-54
+
+
+def permutation(seed, epoch, n):
+    """The order of the n training samples in an epoch: (n,) of int64, on the host."""
+    return np.argsort(words(np, seed, SHUFFLE, (0, 0, 0, epoch), -(-n // 4))[:n], kind="stable")
+
+
+# One thread makes one block. __umul64hi is the high half of a 64 x 64 bit product, one intrinsic on a GPU.
+PHILOX = r"""
+extern "C" __global__ void philox4x64_10(unsigned long long* out, unsigned long long blocks,
+                                         unsigned long long k0, unsigned long long k1,
+                                         unsigned long long c0, unsigned long long c1,
+                                         unsigned long long c2, unsigned long long c3)
+{
+    unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= blocks) return;
+    const unsigned long long m0 = 0xD2E7470EE14C6C93ULL, m1 = 0xCA5A826395121157ULL;
+    c0 += i;
+    for (int round = 0; round < 10; ++round) {
+        unsigned long long high0 = __umul64hi(m0, c0), low0 = m0 * c0;
+        unsigned long long high1 = __umul64hi(m1, c2), low1 = m1 * c2;
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
+        k0 += 0x9E3779B97F4A7C15ULL;
+        k1 += 0xBB67AE8584CAA73BULL;
+    }
+    out[4 * i] = c0;
+    out[4 * i + 1] = c1;
+    out[4 * i + 2] = c2;
+    out[4 * i + 3] = c3;
+}
+"""
+
+
+@lru_cache
+def _philox_kernel(xp):
+    return xp.RawKernel(PHILOX, "philox4x64_10")
