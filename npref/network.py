@@ -1,0 +1,188 @@
+"""Networks, their parameters, and the forward pass.
+
+A network is an input shape and a tuple of layers. Layer l = 0 ... L-1 of the code is layer l + 1 of the paper: it takes the
+paper's x_l, decorrelates it with R_l, and multiplies by W_{l+1}. So R[l] has the paper's index, and W[l] is its W_{l+1}.
+
+Letters: B batch, P positions (1 for Dense), n_in and n_out as in layers.py, N_l = P * n_out units of a layer.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod, sqrt
+
+import numpy as np
+
+from . import noise
+from .backend import array_module
+from .functions import activate
+from .layers import Conv, Dense, Layer, fold, output_shape, to_rows, unfold, weight_shape
+
+INITS = ("he", "glorot", "uniform")
+ARCHITECTURES = ("fc1", "fc3", "fc6", "fc9", "conv", "conv-tiny")
+
+
+@dataclass(frozen=True)
+class Network:
+    """Input shape (one sample's, without the batch) and layers; shapes that do not fit raise ValueError here."""
+
+    input_shape: tuple[int, ...]
+    layers: tuple[Layer, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers:
+            raise ValueError("a network needs at least one layer, got an empty list")
+        if not self.input_shape or any(not isinstance(n, int) or n < 1 for n in self.input_shape):
+            raise ValueError(f"input_shape must be positive ints such as (3, 32, 32) or (21,), got {self.input_shape}")
+        for layer in self.layers:
+            if not isinstance(layer, (Dense, Conv)):
+                raise TypeError(f"a layer must be Dense or Conv, got {layer!r}")
+        if len(self.shapes[-1]) != 1:
+            raise ValueError(f"the last layer must be Dense: its outputs are the logits, got {self.layers[-1]}")
+
+    @cached_property
+    def shapes(self):
+        """The shape of x_0 ... x_L, without the batch."""
+        shapes = [self.input_shape]
+        for index, layer in enumerate(self.layers):
+            try:
+                shapes.append(output_shape(layer, shapes[-1]))
+            except ValueError as error:
+                raise ValueError(f"layer {index + 1}: {error}") from None
+        return tuple(shapes)
+
+    @cached_property
+    def units(self):
+        """N_1 ... N_L: every unit of a layer, a convolution's channels times its positions."""
+        return tuple(prod(shape) for shape in self.shapes[1:])
+
+
+@dataclass(frozen=True)
+class Params:
+    """Plain arrays, one entry per layer: W, b (None without bias) and R (None without decorrelation, that is R = I)."""
+
+    W: tuple
+    b: tuple
+    R: tuple
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a forward pass leaves: per layer x* (its rows), a (its rows), x (the next input); see `forward`."""
+
+    x_star: list  # (B*P, n_in)
+    a: list  # (B*P, n_out), with the noise if there was any
+    x: list  # (B, *shape); the last is the network's output, (B, n_out)
+    drive: object  # a_1 before any noise
+
+    @property
+    def y(self):
+        return self.x[-1]
+
+
+def forward(network, params, x, noise=None):
+    """One pass through the network (Eq. 2): x (B, *input_shape), optional noise per layer (B, *shape) -> Trace.
+
+    For every layer  x* = R x,  a = W x* + b + eps,  x = f(a)   -- for rows of samples, the matrices act from the right.
+    """
+    x_star, a, xs = [], [], []
+    for l, layer in enumerate(network.layers):
+        rows = unfold(layer, x)  # (B*P, n_in)
+        x_star.append(rows if params.R[l] is None else rows @ params.R[l].T)
+        a_l = x_star[l] @ matrix(params.W[l]).T  # (B*P, n_out)
+        if params.b[l] is not None:
+            a_l += params.b[l]
+        if l == 0:
+            drive = a_l
+        if noise is not None:
+            a_l = a_l + to_rows(noise[l])  # ã_l, Eq. 2 with the noise inside, as in Algorithm 1
+        a.append(a_l)
+        x = fold(activate(layer.activation, a_l, layer.slope), network.shapes[l + 1])
+        xs.append(x)
+    return Trace(x_star, a, xs, drive)
+
+
+def matrix(W):
+    """A weight as the matrix that multiplies rows: (n_out, n_in), a view."""
+    return W.reshape(len(W), -1)
+
+
+def without_decorrelation(params):
+    """The same function with W R in W's place and R = I: what evaluation and repeated noisy passes need."""
+    W = tuple(w if r is None else (matrix(w) @ r).reshape(w.shape) for w, r in zip(params.W, params.R))
+    return Params(W, params.b, (None,) * len(W))
+
+
+def check_batch(network, params, x, t):
+    """Raise ValueError or TypeError when a batch or the parameters do not fit the network; return the array module."""
+    xp = array_module(x, t, *params.W, *params.b, *params.R)
+    if x.shape[1:] != network.input_shape:
+        raise ValueError(f"x must be (B, {', '.join(map(str, network.input_shape))}), got {x.shape}")
+    if t.shape != (len(x), *network.shapes[-1]):
+        raise ValueError(f"t must be one target vector a sample, {(len(x), *network.shapes[-1])}, got {t.shape}; "
+                         "turn labels into one-hot rows with npref.one_hot")
+    for l, layer in enumerate(network.layers):
+        expected = weight_shape(layer, network.shapes[l])
+        if params.W[l].shape != expected:
+            raise ValueError(f"W of layer {l + 1} must be {expected}, got {params.W[l].shape}")
+        if (params.b[l] is not None) != layer.bias:
+            raise ValueError(f"layer {l + 1} has bias={layer.bias}, but its b is {'given' if not layer.bias else 'None'}")
+        n_in = prod(expected[1:])
+        if params.R[l] is not None and params.R[l].shape != (n_in, n_in):
+            raise ValueError(f"R of layer {l + 1}'s input must be {(n_in, n_in)}, got {params.R[l].shape}")
+    dtypes = {str(p.dtype) for p in (x, *params.W, *params.b, *params.R) if p is not None}
+    if len(dtypes) > 1:
+        raise TypeError(f"x and the parameters must share one dtype, got {', '.join(sorted(dtypes))}")
+    return xp
+
+
+def init_params(network, *, init="he", seed=0, dtype="float32", decorrelate=False, xp=np):
+    """Random W, zero b, and R = I (if decorrelating).
+
+    he       normal with variance 2 / n_in (He et al. 2015, without a correction for the leaky slope)
+    glorot   uniform on +-sqrt(6 / (n_in + n_out)), n_out counting a kernel's taps (Glorot & Bengio 2010, Eq. 16)
+    uniform  uniform on +-1 / sqrt(n_in)
+
+    Numbers are drawn in float64 on the host, layer by layer, from the seed's own stream: the same for every dtype and backend.
+    """
+    W, b, R = [], [], []
+    for l, layer in enumerate(network.layers):
+        shape = weight_shape(layer, network.shapes[l])
+        n_in, n_out = prod(shape[1:]), shape[0] * prod(shape[2:])
+        match init:
+            case "he":
+                w = noise.draw(np, "gaussian", (n_in,), sqrt(2 / n_in), seed=seed, step=0, layer=l, samples=range(1),
+                               rows=range(shape[0]), dtype="float64", stream=noise.WEIGHTS)
+            case "glorot" | "uniform":
+                bound = sqrt(6 / (n_in + n_out)) if init == "glorot" else 1 / sqrt(n_in)
+                w = (2 * noise.uniforms(seed, noise.WEIGHTS, l, prod(shape)) - 1) * bound
+            case _:
+                raise ValueError(f"unknown init {init!r}: expected one of {', '.join(INITS)}")
+        W.append(xp.asarray(w.reshape(shape).astype(dtype)))
+        b.append(xp.zeros(shape[0], dtype=dtype) if layer.bias else None)
+        R.append(xp.eye(n_in, dtype=dtype) if decorrelate else None)
+    return Params(tuple(W), tuple(b), tuple(R))
+
+
+def architecture(name, input_shape=(3, 32, 32), n_out=10, *, activation="leaky_relu", slope=0.2, bias=False, padding=0):
+    """Table 1's networks by name, for any input shape and number of outputs; the last layer has no activation.
+
+    Raises ValueError for an unknown name, and for padding where there is no convolution.
+    """
+    hidden = dict(activation=activation, slope=slope, bias=bias)
+    conv = dict(hidden, padding=padding)
+    match name:
+        case "fc1" | "fc3" | "fc6" | "fc9":
+            if padding != 0:
+                raise ValueError(f"padding={padding} needs a convolution, and {name} has none: leave it out, or use conv")
+            depth = int(name[2:])
+            layers = [Dense(1024, **hidden)] * (depth if depth > 1 else 0)
+        case "conv":
+            layers = [Conv(16, 3, 2, **conv), Conv(32, 3, 2, **conv), Conv(64, 3, 1, **conv), Dense(1024, **hidden)]
+        case "conv-tiny":
+            layers = [Conv(32, 5, 2, **conv), Conv(64, 3, 2, **conv), Conv(128, 5, 1, **conv),
+                      Dense(512, **hidden), Dense(512, **hidden)]
+        case _:
+            raise ValueError(f"unknown architecture {name!r}: expected one of {', '.join(ARCHITECTURES)}")
+    return Network(input_shape, (*layers, Dense(n_out, activation="identity", slope=slope, bias=bias)))
