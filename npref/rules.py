@@ -1,0 +1,260 @@
+"""BP, NP, INP and ANP on mini-batches, with K noise samples, for Dense and Conv layers alike.
+
+Every rule has the form ΔW_l = mean over samples of (error_l) x*ᵀ_{l-1}, with x* the clean pass's; the rules differ in the
+error. An update has the gradient's sign: it is to be subtracted. The decorrelated forms are the same functions on
+parameters that have R.
+
+Noise comes in as arrays: `noise` is an iterable of groups, a group is one array per layer, (k, B, *shape of the layer's
+output), and the k of all groups add up to K. Pass `[eps]` for a single group. Groups only bound memory; their results add.
+
+What is shared, exactly: the noisy passes start from the clean pass's a_1; with many rows A_l = W_l R_{l-1} is formed once; the K
+errors are summed before the one product with x*.
+
+Letters: B batch, K noise samples, k those of a group, P positions, n_in / n_out as in layers.py, N_l = P * n_out.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from .backend import array_module
+from .functions import activate, derivative, loss_gradient
+from .functions import loss as loss_of
+from .layers import fold, to_rows, unfold, unfold_adjoint, weight_shape
+from .network import Trace, check_batch, forward, matrix
+
+METHODS = ("bp", "np", "inp", "anp", "dbp", "dnp", "dinp", "danp")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a rule returns. dW and db per layer (db None without bias), averaged over the batch and the K noise samples.
+
+    losses: (B,) of the clean pass (the baseline pass, if that is noisy). dL = noisy - clean: (K, B), for INP (K, L, B), None
+    for BP. trace: the clean pass.
+    """
+
+    dW: tuple
+    db: tuple
+    losses: object
+    dL: object
+    trace: Trace
+
+
+def split_method(method):
+    """("danp") -> ("anp", True): the rule, and whether it decorrelates."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
+    return method.removeprefix("d"), method.startswith("d")
+
+
+def bp_update(network, params, x, t, *, loss="cce"):
+    """Backpropagation, Eq. 1: error_l = g_l = dL/da_l, and g_{l-1} = f'(a_{l-1}) ⊙ (R_{l-1}ᵀ W_lᵀ g_l).
+
+    Raises ValueError for an activation without a derivative.
+    """
+    check_batch(network, params, x, t)
+    trace = forward(network, params, x)
+    g = [None] * len(network.layers)
+    dL_dx = loss_gradient(loss, trace.y, t)  # (B, n_L)
+    for l in reversed(range(len(network.layers))):
+        layer = network.layers[l]
+        g[l] = to_rows(dL_dx) * derivative(layer.activation, trace.a[l], layer.slope)  # (B*P, n_out)
+        if l > 0:
+            rows = g[l] @ matrix(params.W[l])  # (B*P, n_in)
+            if params.R[l] is not None:
+                rows = rows @ params.R[l]
+            dL_dx = unfold_adjoint(layer, rows, network.shapes[l])
+    return _update(network, params, trace, g, 1, loss_of(loss, trace.y, t), None)
+
+
+def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None):
+    """Node perturbation, Eq. 3: error_l = δL ε_l / σ². Every layer is perturbed in the one noisy pass.
+
+    baseline: noise of the pass that stands in for the clean one (v2 §3.4), one array (B, *shape) per layer.
+    """
+    check_batch(network, params, x, t)
+    trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
+    error, dL, A = _Sum(), [], {}
+    for eps in _checked(network, x, noise):
+        a_tilde = _noisy_pass(network, params, A, trace, eps)
+        dL.append(_losses(network, a_tilde[-1], t, loss) - clean_loss)  # (k, B)
+        for l, eps_l in enumerate(eps):
+            error.add(l, dL[-1] / sigma2, _by_sample(_rows(eps_l), dL[-1].shape))
+    return _update(network, params, trace, error.layers, error.K, clean_loss, dL)
+
+
+def inp_update(network, params, x, t, noise, *, loss="cce"):
+    """Iterative node perturbation, Eq. 5: error_l = N_l δL_l v_l / ‖v_l‖², δL_l from a pass with noise v_l in layer l alone."""
+    xp = check_batch(network, params, x, t)
+    trace, clean_loss = _baseline_pass(network, params, x, t, loss, None)
+    error, dL, A = _Sum(), [], {}
+    for v in _checked(network, x, noise):
+        dL.append(_layerwise_losses(network, params, A, trace, v, t, loss) - clean_loss)  # (k, L, B)
+        for l, N_l in enumerate(network.units):
+            v_l = _by_sample(_rows(v[l]), dL[-1][:, l].shape)  # (k, B, N_l)
+            error.add(l, N_l * _quotient(xp, dL[-1][:, l], _norm2(xp, v_l)), v_l)
+    return _update(network, params, trace, error.layers, error.K, clean_loss, dL)
+
+
+def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm="network"):
+    """Activity-based node perturbation, Eq. 6: error_l = N δL δa_l / ‖δa‖², with δa = ã - a and N = Σ_{l=1}^L N_l.
+
+    norm="layer" divides by ‖δa_l‖² instead (v1's print). baseline: as for np_update; δa is then a difference of noisy passes.
+    """
+    xp = check_batch(network, params, x, t)
+    if norm not in ("network", "layer"):
+        raise ValueError(f"unknown norm {norm!r}: expected network or layer")
+    trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
+    error, dL, A, N = _Sum(), [], {}, sum(network.units)
+    for eps in _checked(network, x, noise):
+        a_tilde = _noisy_pass(network, params, A, trace, eps)
+        dL.append(_losses(network, a_tilde[-1], t, loss) - clean_loss)  # (k, B)
+        da, norm2 = [], []
+        for a_tilde_l, a_l in zip(a_tilde, trace.a):
+            da_l = a_tilde_l.reshape(len(dL[-1]), *a_l.shape)  # (k, B*P, n_out)
+            da_l -= a_l  # δa_l = ã_l - a_l, in ã's place
+            da.append(_by_sample(da_l, dL[-1].shape))  # (k, B, N_l)
+            norm2.append(_norm2(xp, da[-1]))  # (k, B)
+        for l in range(len(da)):
+            error.add(l, N * _quotient(xp, dL[-1], norm2[l] if norm == "layer" else sum(norm2)), da[l])
+    return _update(network, params, trace, error.layers, error.K, clean_loss, dL)
+
+
+def group_size(network, rule, batch, itemsize, samples, budget=512 * 2**20):
+    """How many of the K noise samples to hold at a time so that their arrays stay within `budget` bytes (at least 1)."""
+    widest = max(prod(weight_shape(layer, shape)[1:]) * prod(out[1:]) for layer, shape, out in
+                 zip(network.layers[1:], network.shapes[1:], network.shapes[2:])) if len(network.layers) > 1 else 0
+    passes = len(network.layers) if rule == "inp" else 1
+    numbers = 3 * sum(network.units) + passes * (widest + 3 * max(network.units))  # noise, ã and a product; rows, x, a
+    return max(1, min(samples, budget // (numbers * batch * itemsize)))
+
+
+def _baseline_pass(network, params, x, t, loss, baseline):
+    if baseline is not None:
+        _check_noise(network, x, [eps[None] for eps in baseline])
+    trace = forward(network, params, x, baseline)
+    return trace, loss_of(loss, trace.y, t)
+
+
+def _noisy_pass(network, params, A, trace, eps):
+    """ã_1 ... ã_L as rows (k*B*P, n_out), noise in every layer. The first layer's product is the clean pass's."""
+    a_tilde = []
+    for l, eps_l in enumerate(eps):
+        e = _rows(eps_l)  # (k*B*P, n_out)
+        if l == 0:
+            a = e.reshape(len(eps_l), *trace.drive.shape) + trace.drive  # (k, B*P, n_out)
+            a_tilde.append(a.reshape(e.shape))
+        else:
+            a_tilde.append(_next_layer(network, params, A, l, a_tilde[-1]))
+            a_tilde[-1] += e
+    return a_tilde
+
+
+def _layerwise_losses(network, params, A, trace, v, t, loss):
+    """The losses of INP's L passes, (k, L, B). The pass for layer l begins at layer l with a_l + v_l; passes under way are
+    stacked, so each layer is one product."""
+    xp = array_module(trace.y)
+    k = len(v[0])
+    for l, v_l in enumerate(v):
+        a_l = (_rows(v_l).reshape(k, *trace.a[l].shape) + trace.a[l]).reshape(-1, trace.a[l].shape[1])  # (k*B*P, n_out)
+        stack = a_l if l == 0 else xp.concatenate([_next_layer(network, params, A, l, stack), a_l])  # ((l+1)*k*B*P, n_out)
+    return _losses(network, stack.reshape(-1, stack.shape[1]), t, loss).reshape(len(v), k, -1).transpose(1, 0, 2)
+
+
+def _next_layer(network, params, A, l, a):
+    """From the rows of a_{l-1} of any number of passes to those of a_l, without noise. A keeps W R of the layers that used it."""
+    before, layer = network.layers[l - 1], network.layers[l]
+    rows = unfold(layer, fold(activate(before.activation, a, before.slope), network.shapes[l]))  # (k*B*P, n_in)
+    W, R, b = matrix(params.W[l]), params.R[l], params.b[l]
+    if R is None:
+        a = rows @ W.T
+    elif len(rows) > len(W):  # A = W R costs n_out rows' worth of products with R, and saves one for each row
+        if l not in A:
+            A[l] = W @ R
+        a = rows @ A[l].T
+    else:
+        a = (rows @ R.T) @ W.T
+    if b is not None:
+        a += b
+    return a
+
+
+def _losses(network, a, t, loss):
+    """Losses of stacked passes: rows (k*B, n_L) of the last layer -> (k, B)."""
+    layer = network.layers[-1]
+    return loss_of(loss, activate(layer.activation, a, layer.slope).reshape(-1, *t.shape), t)
+
+
+class _Sum:
+    """Σ_k coefficient[k, b] * e[k, b, :] per layer, over all groups: K errors become one before they meet x*."""
+
+    def __init__(self):
+        self.layers, self.K = {}, 0
+
+    def add(self, l, coefficient, e):
+        """coefficient (k, B) in float64, e (k, B, N_l)."""
+        if l == 0:
+            self.K += len(e)
+        coefficient = coefficient.astype(e.dtype)[:, :, None]
+        for c_k, e_k in zip(coefficient, e):
+            if l in self.layers:
+                self.layers[l] += c_k * e_k
+            else:
+                self.layers[l] = c_k * e_k  # (B, N_l)
+
+
+def _update(network, params, trace, errors, K, losses, dL):
+    """ΔW_l = Σ_rows errorᵀ x* / (K B), Δb_l = Σ_rows error / (K B)."""
+    xp = array_module(trace.y)
+    dW, db = [], []
+    for l, x_star in enumerate(trace.x_star):
+        e = errors[l].reshape(len(x_star), -1) / (K * len(trace.y))  # (B*P, n_out)
+        dW.append((e.T @ x_star).reshape(params.W[l].shape))
+        db.append(None if params.b[l] is None else e.sum(axis=0))
+    return Update(tuple(dW), tuple(db), losses, None if dL is None else xp.concatenate(dL), trace)
+
+
+def _rows(eps_l):
+    """(k, B, *shape) -> (k*B*P, n_out)."""
+    return to_rows(eps_l.reshape(-1, *eps_l.shape[2:]))
+
+
+def _by_sample(rows, k_and_B):
+    """(k*B*P, n_out) -> (k, B, N_l)."""
+    return rows.reshape(*k_and_B, -1)
+
+
+def _norm2(xp, e):
+    """‖e‖² of every noise sample and batch row: (k, B, N_l) -> (k, B)."""
+    return xp.einsum("kbn,kbn->kb", e, e)
+
+
+def _quotient(xp, dL, norm2):
+    """δL / ‖·‖²; 0 where rounding left no perturbation at all, for then δL says nothing."""
+    moved = norm2 > 0
+    return xp.where(moved, dL, 0) / xp.where(moved, norm2, 1)
+
+
+def _checked(network, x, noise):
+    if not isinstance(noise, (list, tuple)) and hasattr(noise, "shape"):
+        raise TypeError("noise must be an iterable of groups, each one array per layer; pass [eps], not an array")
+    count = 0
+    for group in noise:
+        _check_noise(network, x, group)
+        count += 1
+        yield group
+    if count == 0:
+        raise ValueError("noise has no group: a perturbation rule needs at least one noise sample")
+
+
+def _check_noise(network, x, group):
+    if len(group) != len(network.layers):
+        raise ValueError(f"noise needs one array per layer, {len(network.layers)}, got {len(group)}; "
+                         "an iterable of groups is expected, pass [eps] for a single one")
+    for l, eps_l in enumerate(group):
+        array_module(x, eps_l)
+        expected = (len(group[0]), len(x), *network.shapes[l + 1])
+        if eps_l.shape != expected or len(eps_l) == 0:
+            raise ValueError(f"noise of layer {l + 1} must be (k >= 1, {', '.join(map(str, expected[1:]))}), got {eps_l.shape}")
+        if eps_l.dtype != x.dtype:
+            raise TypeError(f"noise of layer {l + 1} must have x's dtype {x.dtype}, got {eps_l.dtype}")
