@@ -1,0 +1,35 @@
+"""Decorrelation of a layer's input: the update of R, and a measure of what is left to do (v2 §2.2)."""
+
+from .backend import array_module
+
+
+def update_decorrelation(R, x_star, alpha):
+    """R ← R - α (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, in place; ⟨·⟩ is the mean over the rows of x* (M, n_in), the clean pass's.
+
+    For a convolution the rows are the patches of all samples and positions. Computed as X*ᵀ (X* R) / M - diag ⊙ R, so that a
+    mini-batch costs 2 M n² products and never n³.
+    """
+    xp = array_module(R, x_star)
+    if x_star.ndim != 2 or R.shape != (x_star.shape[1],) * 2:
+        raise ValueError(f"R must be (n_in, n_in) and x_star (M, n_in), got {R.shape} and {x_star.shape}")
+    mean_square = xp.einsum("mi,mi->i", x_star, x_star) / len(x_star)  # diag⟨(x*)²⟩, (n_in,)
+    projected = x_star @ R  # (M, n_in)
+    projected *= alpha / len(x_star)
+    R *= (1 + alpha * mean_square)[:, None]
+    R -= x_star.T @ projected
+
+
+def mean_squared_correlation(x_star):
+    """The mean of c_ij² over i ≠ j, with c_ij = ⟨x_i x_j⟩ / √(⟨x_i²⟩⟨x_j²⟩) over the rows of x* (M, n_in); 0-d, dimensionless.
+
+    0 when R has done its work, 1 when all inputs are multiples of one. The moments are about zero, not about the mean, because
+    those are what the rule for R drives to zero. An input that is always 0 counts as uncorrelated.
+    """
+    xp = array_module(x_star)
+    M, n = x_star.shape
+    if n < 2:
+        return xp.zeros((), dtype=x_star.dtype)
+    length2 = xp.einsum("mi,mi->i", x_star, x_star)
+    z = x_star / xp.sqrt(xp.where(length2 > 0, length2, 1))  # columns of length 1 (or 0)
+    gram = z.T @ z if n <= M else z @ z.T  # both have the same sum of squares, Σ_ij c_ij²
+    return xp.maximum(xp.sum(gram * gram) - xp.sum(length2 > 0), 0) / (n * (n - 1))
