@@ -1,0 +1,66 @@
+"""SGD and Adam, in place on lists of arrays. An update ΔW is subtracted."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+from .backend import array_module, cache_block
+
+OPTIMIZERS = ("adam", "adam-eps-hat", "sgd")
+
+
+@dataclass
+class AdamState:
+    """First and second moments m and v, one array per parameter, and t, the number of steps taken."""
+
+    m: list
+    v: list
+    t: int = 0
+
+
+def init_adam(parameters):
+    """Zero moments for the given arrays."""
+    xp = array_module(*parameters)
+    return AdamState([xp.zeros_like(p) for p in parameters], [xp.zeros_like(p) for p in parameters])
+
+
+def sgd_step(parameters, updates, lr):
+    """W ← W - η ΔW, in place."""
+    for p, d in zip(parameters, updates, strict=True):
+        p -= lr * d
+
+
+def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-7, eps_hat=False):
+    """One step of Adam (Kingma & Ba 2015), in place on the parameters and the state.
+
+        m ← β₁ m + (1 - β₁) ΔW        v ← β₂ v + (1 - β₂) ΔW²        t ← t + 1
+        W ← W - η m̂ / (√v̂ + ε),       m̂ = m / (1 - β₁ᵗ),  v̂ = v / (1 - β₂ᵗ)        Algorithm 1, the default
+        W ← W - η_t m / (√v + ε̂),     η_t = η √(1 - β₂ᵗ) / (1 - β₁ᵗ)                eps_hat=True, as Keras computes it
+
+    The two agree for ε = 0; with the same ε the second is the more damped early on, by √(1 - β₂ᵗ).
+    """
+    xp = array_module(*parameters, *updates)
+    state.t += 1
+    correction1, correction2 = 1 - beta1**state.t, sqrt(1 - beta2**state.t)
+    if not eps_hat:
+        # √v̂ + ε = (√v + ε √(1-β₂ᵗ)) / √(1-β₂ᵗ): the same elementwise work serves both forms.
+        eps = eps * correction2
+    rate = lr * correction2 / correction1
+    block = cache_block(xp)
+    for p, d, m, v in zip(parameters, updates, state.m, state.v, strict=True):
+        if not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
+            raise ValueError("parameters and moments must be C-contiguous, as they change in place: use xp.ascontiguousarray")
+        p, d, m, v = (a.reshape(-1) for a in (p, d, m, v))
+        for i in range(0, p.size, block):  # a block stays in the cache for all of these
+            p_i, d_i, m_i, v_i = (a[i : i + block] for a in (p, d, m, v))
+            work = d_i * (1 - beta1)
+            m_i *= beta1
+            m_i += work
+            xp.multiply(d_i, d_i, out=work)
+            work *= 1 - beta2
+            v_i *= beta2
+            v_i += work
+            xp.sqrt(v_i, out=work)
+            work += eps
+            xp.divide(m_i, work, out=work)
+            work *= rate
+            p_i -= work
