@@ -1,0 +1,132 @@
+"""Run logs and checkpoints in HDF5.
+
+Both are written whole to a temporary file beside their place, flushed to the disk, and renamed over the last one: a reader, or a
+machine that loses power, finds the old file or the new one, never half of one.
+
+log.h5         attributes: config (JSON), environment (JSON), status;  dataset `epochs`: one record an epoch
+checkpoint.h5  the same attributes; `epochs` so far;  params/W, b, R and optimizer/m, v per layer;  epoch, batch, t, totals
+"""
+
+import json
+import os
+import platform
+import subprocess
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+FORMAT = 1
+
+
+def environment(backend):
+    """Versions, machine and source revision of this process, for the record: {name: string}."""
+    from . import __version__
+
+    versions = {"npref": __version__, "python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__}
+    if backend.name != "numpy":
+        versions[backend.name] = backend.xp.__version__
+    return {**versions, "backend": backend.name, "device": backend.device, "platform": platform.platform(),
+            "revision": source_revision(), "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+
+
+def source_revision():
+    """The git commit of the source, with "+changes" if files differ from it; "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return "unknown"
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def write_log(path, config, environment, rows, status):
+    """config and environment are dicts; rows a list of equal-keyed dicts of numbers, one an epoch; status a short text."""
+    with _replacing(path) as file:
+        _write_head(file, config, environment, rows, status)
+
+
+def read_log(path):
+    """What `write_log` wrote, as a dict with config, environment, status and rows."""
+    with _opened(path) as file:
+        return _read_head(file)
+
+
+def write_checkpoint(path, config, environment, rows, arrays, counters):
+    """arrays: {"params/W/0": NumPy array, ...}; counters: {"epoch": int, ...}, exact in float64 or int64."""
+    with _replacing(path) as file:
+        _write_head(file, config, environment, rows, "checkpoint")
+        for name, array in arrays.items():
+            file[name] = array
+        for name, value in counters.items():
+            file.attrs[f"counter_{name}"] = value
+
+
+def read_checkpoint(path):
+    """What `write_checkpoint` wrote: the dict of `read_log`, with arrays and counters."""
+    with _opened(path) as file:
+        content = _read_head(file)
+        content["arrays"] = {}
+        for group in ("params", "optimizer"):
+            if group in file:
+                file[group].visititems(lambda name, item, group=group: content["arrays"].__setitem__(f"{group}/{name}", item[()])
+                                       if isinstance(item, h5py.Dataset) else None)
+        content["counters"] = {k.removeprefix("counter_"): v.item() for k, v in file.attrs.items() if k.startswith("counter_")}
+        return content
+
+
+def _write_head(file, config, environment, rows, status):
+    file.attrs["format"] = FORMAT
+    file.attrs["config"] = json.dumps(config)
+    file.attrs["environment"] = json.dumps(environment)
+    file.attrs["status"] = status
+    if rows:
+        fields = [(name, np.int64 if isinstance(value, int) else np.float64) for name, value in rows[0].items()]
+        file["epochs"] = np.array([tuple(row.values()) for row in rows], dtype=fields)
+
+
+def _read_head(file):
+    if file.attrs.get("format") != FORMAT:
+        raise ValueError(f"{file.filename}: expected an npref run file of format {FORMAT}, got {file.attrs.get('format', 'another kind of file')}")
+    table = file["epochs"][()] if "epochs" in file else []
+    return {"config": json.loads(file.attrs["config"]), "environment": json.loads(file.attrs["environment"]),
+            "status": file.attrs["status"], "rows": [{name: row[name].item() for name in table.dtype.names} for row in table]}
+
+
+@contextmanager
+def _opened(path):
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no run file {path}: expected the folder of an earlier run, as printed at its end")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _replacing(path):
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            yield file
+        with open(temporary, "rb+") as raw:
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
