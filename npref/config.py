@@ -1,0 +1,102 @@
+"""A run's configuration, checked when it is made, and the paper's learning rates."""
+
+from dataclasses import dataclass, fields
+
+from .backend import BACKENDS
+from .functions import ACTIVATIONS, LOSSES
+from .network import ARCHITECTURES, INITS, architecture
+from .noise import KINDS
+from .optim import OPTIMIZERS
+from .rules import split_method
+
+# Adam's learning rates, v2 Table 2. Rows: method; columns: fc1, fc3, fc6, fc9, conv, conv-tiny. Cells of the paper are in
+# TABLE_2; DEFAULT_LR fills the cells that it leaves empty, or that cannot be placed with certainty, with a neighbour's value.
+TABLE_2 = {
+    ("bp", "fc1"): 1e-3, ("bp", "fc3"): 1e-4, ("bp", "conv"): 1e-3, ("bp", "conv-tiny"): 1e-4,
+    ("dbp", "fc1"): 1e-3, ("dbp", "fc3"): 1e-3, ("dbp", "conv"): 1e-3,
+    ("np", "fc1"): 1e-3, ("np", "fc3"): 1e-4,
+    ("dnp", "fc1"): 1e-3, ("dnp", "fc3"): 1e-3, ("dnp", "fc6"): 5e-3, ("dnp", "fc9"): 5e-3, ("dnp", "conv-tiny"): 1e-3,
+    ("anp", "fc3"): 1e-4, ("anp", "conv"): 1e-4,
+    ("danp", "fc3"): 1e-3, ("danp", "fc6"): 5e-3, ("danp", "fc9"): 5e-3, ("danp", "conv"): 1e-4, ("danp", "conv-tiny"): 1e-3,
+    ("inp", "fc3"): 1e-4, ("inp", "conv"): 1e-4,
+    ("dinp", "fc3"): 1e-3, ("dinp", "fc6"): 5e-3, ("dinp", "fc9"): 5e-3, ("dinp", "conv"): 1e-4, ("dinp", "conv-tiny"): 1e-3,
+}
+
+
+def default_lr(method, arch):
+    """Table 2's rate, or where it has none: fc1 as every method has there; plain methods and deep BP 1e-4, else as for fc3."""
+    if (method, arch) in TABLE_2:
+        return TABLE_2[method, arch]
+    if arch == "fc1":
+        return 1e-3  # all of fc1's cells; with a single layer NP, INP and ANP point the same way
+    return 1e-3 if method.startswith("d") else 1e-4  # dbp deep and conv-tiny, dnp conv; the rest
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run's numbers depend on, besides the data. Wrong or meaningless combinations raise ValueError.
+
+    sigma2: noise variance σ². samples: noise samples K an update. lr: η, None for Table 2's. decor_lr: α. See `README.md`.
+    """
+
+    method: str = "danp"
+    arch: str = "fc3"
+    dataset: str = "auto"
+    backend: str = "numpy"
+    dtype: str = "float32"
+    epochs: int = 10
+    batch_size: int = 1000
+    lr: float | None = None
+    decor_lr: float = 1e-3
+    sigma2: float = 1e-6
+    samples: int = 1
+    noise: str = "gaussian"
+    noisy_baseline: bool = False
+    anp_norm: str = "network"
+    loss: str = "cce"
+    optimizer: str = "adam"
+    activation: str = "leaky_relu"
+    init: str = "he"
+    slope: float = 0.2
+    bias: bool = False
+    padding: int = 0
+    seed: int = 0
+    limit_train: int | None = None
+    limit_test: int | None = None
+    eval_train: bool = False
+
+    def __post_init__(self):
+        rule, decorrelate = split_method(self.method)
+        for name, known in (("arch", ARCHITECTURES), ("backend", BACKENDS), ("dtype", ("float32", "float64")), ("noise", KINDS),
+                            ("anp_norm", ("network", "layer")), ("loss", LOSSES), ("optimizer", OPTIMIZERS),
+                            ("activation", ACTIVATIONS), ("init", INITS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("samples", 1), ("padding", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("lr", "decor_lr", "sigma2"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if self.lr is None:
+            if self.optimizer == "sgd":
+                raise ValueError("sgd needs lr: Table 2's learning rates are Adam's; try 1e-3 and double it")
+            object.__setattr__(self, "lr", default_lr(self.method, self.arch))
+        # An option that would change nothing is a slip, and is said to be one.
+        uses = {"decor_lr": decorrelate, "slope": self.activation == "leaky_relu", "anp_norm": rule == "anp",
+                "noisy_baseline": rule in ("np", "anp"), **dict.fromkeys(("sigma2", "samples", "noise"), rule != "bp")}
+        for f in fields(self):
+            if not uses.get(f.name, True) and getattr(self, f.name) != f.default:
+                raise ValueError(f"{f.name}={getattr(self, f.name)} has no effect with method {self.method}, activation "
+                                 f"{self.activation}: leave it out" + (
+                                     "; a noisy baseline needs noise in all layers at once, as np, anp, dnp and danp have"
+                                     if f.name == "noisy_baseline" else ""))
+        if rule == "bp" and self.activation in ("step", "sign") and self.arch != "fc1":
+            raise ValueError(f"{self.method} needs a derivative, which the {self.activation} activation does not have: "
+                             "use np, inp, anp or their decorrelated forms, or another activation")
+
+    def network(self, input_shape, classes):
+        """The architecture by name, for this data."""
+        return architecture(self.arch, input_shape, classes, activation=self.activation, slope=self.slope, bias=self.bias,
+                            padding=self.padding)

@@ -1,0 +1,266 @@
+"""Training: one step, the mini-batch loop, evaluation, divergence, resume."""
+
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from . import noise as noise_source
+from . import rules, runlog
+from .backend import array_module, get_backend, to_host
+from .config import Config
+from .decorrelation import mean_squared_correlation, update_decorrelation
+from .functions import correct, one_hot
+from .functions import loss as loss_of
+from .network import Params, forward, init_params, without_decorrelation
+from .optim import AdamState, adam_step, init_adam, sgd_step
+
+
+class Diverged(RuntimeError):
+    """A loss, an update or an R is no longer finite; the message names method, epoch, step and the first such quantity."""
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop; it has saved itself and can be resumed. The message says where it stood."""
+
+
+@dataclass
+class State:
+    """A run between two steps. totals: sums over the epoch's clean passes so far, and its seconds."""
+
+    params: Params
+    adam: object  # AdamState, or None for SGD
+    epoch: int = 0  # epochs finished
+    batch: int = 0  # batches of this epoch done
+    totals: dict = field(default_factory=lambda: {"loss": 0.0, "correct": 0.0, "seen": 0, "seconds": 0.0})
+    rows: list = field(default_factory=list)
+
+
+def learnable(params):
+    """W and b in one list: what the optimiser changes (R has its own rule)."""
+    return [p for p in (*params.W, *params.b) if p is not None]
+
+
+def initial_state(config, network, xp=np):
+    _, decorrelate = rules.split_method(config.method)
+    params = init_params(network, init=config.init, seed=config.seed, dtype=config.dtype, decorrelate=decorrelate, xp=xp)
+    return State(params, None if config.optimizer == "sgd" else init_adam(learnable(params)))
+
+
+def noise_groups(config, network, step, rows, xp):
+    """The noise of one step as groups that fit a memory budget: an iterator of tuples, (k, B, *shape) per layer."""
+    rule, _ = rules.split_method(config.method)
+    size = rules.group_size(network, rule, len(rows), np.dtype(config.dtype).itemsize, config.samples)
+    for k in range(0, config.samples, size):
+        yield _noise(config, network, step, range(k, min(k + size, config.samples)), rows, xp, noise_source.NOISE)
+
+
+def _noise(config, network, step, samples, rows, xp, stream):
+    return tuple(noise_source.draw(xp, config.noise, shape, config.sigma2**0.5, seed=config.seed, step=step, layer=l,
+                                   samples=samples, rows=rows, dtype=config.dtype, stream=stream)
+                 for l, shape in enumerate(network.shapes[1:]))
+
+
+def compute_update(config, network, params, x, t, step):
+    """The configured rule on one mini-batch, with the noise of that step: an `Update`."""
+    xp, rows = rules.check_batch(network, params, x, t), range(len(x))
+    rule, _ = rules.split_method(config.method)
+    if rule == "bp":
+        return rules.bp_update(network, params, x, t, loss=config.loss)
+    groups = noise_groups(config, network, step, rows, xp)
+    if rule == "inp":
+        return rules.inp_update(network, params, x, t, groups, loss=config.loss)
+    baseline = None
+    if config.noisy_baseline:
+        baseline = tuple(eps[0] for eps in _noise(config, network, step, range(1), rows, xp, noise_source.BASELINE))
+    if rule == "np":
+        return rules.np_update(network, params, x, t, groups, sigma2=config.sigma2, loss=config.loss, baseline=baseline)
+    return rules.anp_update(network, params, x, t, groups, loss=config.loss, baseline=baseline, norm=config.anp_norm)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # non-finite numbers are looked for, and reported as Diverged
+def training_step(config, network, state, x, t, step):
+    """One mini-batch: update W, b and R in place. Returns the `Update` and (summed loss, number correct) as floats.
+
+    The one transfer to the host is a vector of sums, which also tells whether anything is no longer finite: then Diverged.
+    """
+    update = compute_update(config, network, state.params, x, t, step)
+    if config.optimizer == "sgd":
+        sgd_step(learnable(state.params), _given(update.dW, update.db), config.lr)
+    else:
+        adam_step(learnable(state.params), _given(update.dW, update.db), state.adam, config.lr,
+                  eps_hat=config.optimizer == "adam-eps-hat")
+    for R, x_star in zip(state.params.R, update.trace.x_star):
+        if R is not None:
+            update_decorrelation(R, x_star, config.decor_lr)
+    return update, _check_finite(config, state, update, t, step)
+
+
+def _given(*groups):
+    return [a for group in groups for a in group if a is not None]
+
+
+def _check_finite(config, state, update, t, step):
+    xp = array_module(t)
+    named = [("the loss of the clean pass", update.losses), ("the loss difference δL", update.dL),
+             *((f"the update ΔW_{l + 1}", d) for l, d in enumerate(update.dW)),
+             *((f"the bias update Δb_{l + 1}", d) for l, d in enumerate(update.db)),
+             *((f"R_{l}", R) for l, R in enumerate(state.params.R))]
+    named = [(name, a) for name, a in named if a is not None]
+    sums = [correct(update.trace.y, t).sum(), *(a.sum() for _, a in named)]
+    sums = to_host(xp.stack([s.astype(xp.float64) for s in sums]))
+    if not np.isfinite(sums).all():  # a sum can overflow where its terms are finite, so look again before saying so
+        for name, a in named:
+            if not bool(xp.isfinite(a).all()):
+                raise Diverged(f"{config.method} diverged in epoch {state.epoch + 1}, step {step + 1}: {name} is not finite; "
+                               f"try a smaller lr than {config.lr:g}"
+                               + (f" or decor_lr than {config.decor_lr:g}" if any(R is not None for R in state.params.R) else ""))
+    return float(sums[1]), float(sums[0])
+
+
+def prepare(images, dtype):
+    """uint8 pixels as [0, 1] in `dtype`; other arrays are cast and not scaled."""
+    if images.dtype.kind == "u":
+        return array_module(images).divide(images, 255, dtype=dtype)
+    return images.astype(dtype)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def evaluate(network, params, images, labels, loss="cce", batch=1000):
+    """Mean loss and accuracy with fixed weights; no noise. One transfer to the host."""
+    xp = array_module(images, labels)
+    fused = without_decorrelation(params)
+    dtype = params.W[0].dtype
+    total = xp.zeros(2)
+    for i in range(0, len(images), batch):
+        t = one_hot(labels[i : i + batch], network.units[-1], dtype)
+        y = forward(network, fused, prepare(images[i : i + batch], dtype)).y
+        total += xp.stack([loss_of(loss, y, t).sum(), correct(y, t).sum().astype(xp.float64)])
+    mean_loss, accuracy = to_host(total) / len(images)
+    return float(mean_loss), float(accuracy)
+
+
+def train(config, data, out=None, *, resume=False, progress=None, stop=None):
+    """Train as configured: an iterator of one dict per epoch (epoch, step, train and test loss and accuracy, correlation, seconds).
+
+    out: folder for log.h5 and checkpoint.h5, created if need be; one that holds a run already is refused unless resume.
+    progress(done, of): called after every batch. stop(): asked before every batch; if true the run saves itself and raises
+    Interrupted. data: a Dataset, whole: config says how much of it is used.
+
+    Raises ValueError and the like at once, for what cannot work; Diverged from the iterator; log and checkpoint then stay.
+    """
+    config = replace(config, dataset=data.name)
+    backend = get_backend(config.backend)
+    data = data.limited(config.limit_train, config.limit_test)
+    network = config.network(data.x_train.shape[1:], data.classes)
+    environment = {**runlog.environment(backend), "data": data.fingerprint()}
+    out = None if out is None else Path(out)
+    if resume:
+        if out is None:
+            raise ValueError("resume needs the folder of the run")
+        state = _resumed(config, environment, out / "checkpoint.h5", backend.xp)
+    else:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            taken = [name for name in ("log.h5", "checkpoint.h5") if (out / name).exists()]
+            if taken:
+                raise FileExistsError(f"{out} holds a run already ({', '.join(taken)}): resume it, or choose another folder")
+        state = initial_state(config, network, backend.xp)
+
+    def save(state, status, checkpoint=True):
+        if out is not None:
+            if checkpoint:
+                _save_checkpoint(out / "checkpoint.h5", config, environment, state)
+            runlog.write_log(out / "log.h5", asdict(config), environment, state.rows, status)
+
+    save(state, "running", checkpoint=not resume)
+    return _epochs(config, network, data, backend.xp, state, save, progress or (lambda done, of: None), stop or (lambda: False))
+
+
+def _epochs(config, network, data, xp, state, save, progress, stop):
+    x_train, y_train, x_test, y_test = (xp.asarray(a) for a in (data.x_train, data.y_train, data.x_test, data.y_test))
+    n, batch_size = len(x_train), min(config.batch_size, len(x_train))
+    batches = -(-n // batch_size)
+    try:
+        while state.epoch < config.epochs:
+            order = xp.asarray(noise_source.permutation(config.seed, state.epoch, n))
+            totals = state.totals
+            while state.batch < batches:
+                if stop():
+                    save(state, "interrupted")
+                    raise Interrupted(f"stopped in epoch {state.epoch + 1} after {state.batch} of {batches} steps")
+                began = time.perf_counter()
+                chosen = order[state.batch * batch_size : (state.batch + 1) * batch_size]
+                x, t = prepare(x_train[chosen], config.dtype), one_hot(y_train[chosen], data.classes, config.dtype)
+                step = state.epoch * batches + state.batch
+                update, (loss, right) = training_step(config, network, state, x, t, step)
+                state.batch += 1
+                for name, value in (("loss", loss), ("correct", right), ("seen", len(t)), ("seconds", time.perf_counter() - began)):
+                    totals[name] += value
+                progress(state.batch, batches)
+            row = _epoch_row(config, network, state, update, step, (x_train, y_train), (x_test, y_test))
+            if not np.isfinite(row["test_loss"]):
+                raise Diverged(f"{config.method} diverged in epoch {state.epoch + 1}, step {step + 1}: the test loss is not finite; "
+                               f"try a smaller lr than {config.lr:g}")
+            state = State(state.params, state.adam, epoch=state.epoch + 1, rows=[*state.rows, row])
+            save(state, "running" if state.epoch < config.epochs else "finished")
+            yield row
+    except Diverged as error:
+        save(state, f"diverged: {error}", checkpoint=False)
+        raise
+
+
+def _epoch_row(config, network, state, update, step, train_set, test_set):
+    began, totals = time.perf_counter(), state.totals
+    test_loss, test_accuracy = evaluate(network, state.params, *test_set, config.loss)
+    row = {"epoch": state.epoch + 1, "step": step + 1, "train_loss": totals["loss"] / totals["seen"],
+           "train_accuracy": totals["correct"] / totals["seen"], "test_loss": test_loss, "test_accuracy": test_accuracy}
+    if config.eval_train:
+        row["eval_train_loss"], row["eval_train_accuracy"] = evaluate(network, state.params, *train_set, config.loss)
+    if state.params.R[0] is not None:  # of the epoch's last mini-batch
+        c = [float(to_host(mean_squared_correlation(x_star))) for x_star in update.trace.x_star]
+        row |= {"correlation": sum(c) / len(c), **{f"correlation_{l}": c_l for l, c_l in enumerate(c)}}
+    row["seconds"] = totals["seconds"] + time.perf_counter() - began
+    return row
+
+
+def _save_checkpoint(path, config, environment, state):
+    arrays = {f"params/{name}/{l}": to_host(a) for name in ("W", "b", "R")
+              for l, a in enumerate(getattr(state.params, name)) if a is not None}
+    counters = {"epoch": state.epoch, "batch": state.batch, **{f"total_{k}": v for k, v in state.totals.items()}}
+    if state.adam is not None:
+        arrays |= {f"optimizer/{name}/{i}": to_host(a) for name in ("m", "v") for i, a in enumerate(getattr(state.adam, name))}
+        counters["t"] = state.adam.t
+    runlog.write_checkpoint(path, asdict(config), environment, state.rows, arrays, counters)
+
+
+def saved_config(out):
+    """The Config of the run in folder `out`, from its checkpoint."""
+    return Config(**runlog.read_checkpoint(Path(out) / "checkpoint.h5")["config"])
+
+
+def _resumed(config, environment, path, xp):
+    """The state in a checkpoint, once it is sure that it is of this very run; epochs alone may differ."""
+    saved = runlog.read_checkpoint(path)
+    differ = [f"{name} was {old!r}, now {asdict(config)[name]!r}" for name, old in saved["config"].items()
+              if name != "epochs" and asdict(config)[name] != old]
+    if saved["environment"]["data"] != environment["data"]:
+        differ.append("the data's contents")
+    if differ:
+        raise ValueError(f"cannot resume {path.parent} with a changed configuration: {'; '.join(differ)}; start a new run instead")
+    counters, arrays = saved["counters"], saved["arrays"]
+    if counters["epoch"] >= config.epochs:
+        raise ValueError(f"{path.parent} has finished {counters['epoch']} epochs already: ask for more than that to go on")
+    layers = range(sum(name.startswith("params/W/") for name in arrays))
+
+    def restored(name):
+        return tuple(xp.asarray(arrays[f"{name}/{l}"]) if f"{name}/{l}" in arrays else None for l in layers)
+
+    params = Params(restored("params/W"), restored("params/b"), restored("params/R"))
+    adam = None
+    if config.optimizer != "sgd":
+        count = range(len(learnable(params)))
+        adam = AdamState(*([xp.asarray(arrays[f"optimizer/{name}/{i}"]) for i in count] for name in ("m", "v")), t=counters["t"])
+    totals = {k.removeprefix("total_"): v for k, v in counters.items() if k.startswith("total_")}
+    return State(params, adam, counters["epoch"], counters["batch"], totals, saved["rows"])
