@@ -1,0 +1,191 @@
+"""Train a network on CIFAR-10 with any of the eight methods:  python examples/cifar10.py --method danp --arch fc3
+
+Without CIFAR-10 on disk it trains on synthetic images, and says so. Every flag has a default; see --help.
+"""
+
+import argparse
+import signal
+import sys
+from dataclasses import asdict, fields
+from datetime import datetime
+from pathlib import Path
+
+from npref import METHODS, BackendUnavailable, datasets
+from npref.backend import BACKENDS
+from npref.config import Config
+from npref.functions import ACTIVATIONS, LOSSES
+from npref.network import ARCHITECTURES, INITS
+from npref.noise import KINDS
+from npref.optim import OPTIMIZERS
+from npref.runlog import read_log
+from npref.train import Diverged, Interrupted, saved_config, train
+
+# Flags that are part of the run's configuration: name -> (choices or type, help). Defaults are Config's.
+FLAGS = {
+    "method": (METHODS, "learning rule; a leading d decorrelates every layer's input"),
+    "arch": (ARCHITECTURES, "architecture, by its name in the paper's Table 1"),
+    "dataset": (datasets.DATASETS, "auto is CIFAR-10 where it is found, else synthetic"),
+    "backend": (BACKENDS, "numpy runs on the CPU, cupy on an NVIDIA GPU"),
+    "dtype": (("float32", "float64"), "of weights, activities and noise; losses are always float64"),
+    "epochs": (int, "passes over the training set"),
+    "batch_size": (int, "samples in a mini-batch"),
+    "lr": (float, "learning rate of the weights; by default the paper's Table 2 for method and architecture"),
+    "decor_lr": (float, "learning rate alpha of the decorrelation matrices R"),
+    "sigma2": (float, "variance of the noise"),
+    "samples": (int, "noise samples K per update"),
+    "noise": (KINDS, "distribution of the noise"),
+    "noisy_baseline": (bool, "compare two noisy passes, no clean one (np, anp, dnp, danp)"),
+    "anp_norm": (("network", "layer"), "ANP divides by the activity difference of the whole network (v2) or of each layer (v1)"),
+    "loss": (LOSSES, "cross-entropy on logits, or squared error summed or averaged over outputs"),
+    "optimizer": (OPTIMIZERS, "Adam as Kingma & Ba, Adam with epsilon-hat as in Keras, or plain SGD (needs --lr)"),
+    "activation": (ACTIVATIONS, "of the hidden layers"),
+    "init": (INITS, "initial weights"),
+    "slope": (float, "of leaky ReLU below zero"),
+    "bias": (bool, "give every layer biases"),
+    "padding": (int, "zeros around every convolution's input"),
+    "seed": (int, "of initial weights, order of samples, and noise"),
+    "limit_train": (int, "use only the first so many training samples"),
+    "limit_test": (int, "use only the first so many test samples"),
+    "eval_train": (bool, "also measure the whole training set with fixed weights after every epoch"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def parse(arguments):
+    parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    for f in fields(Config):
+        kind, text = FLAGS[f.name]
+        options = dict(default=argparse.SUPPRESS)  # so that the namespace tells which flags were given
+        if kind is bool:
+            options |= dict(action="store_true", help=f"{text} (default: no)")
+        else:
+            shown = {"lr": "Table 2", "limit_train": "all", "limit_test": "all"}.get(f.name, f.default)
+            options |= dict(help=f"{text} (default: {shown})")
+            options |= dict(choices=kind) if isinstance(kind, tuple) else dict(type=kind, metavar=kind.__name__.upper())
+        parser.add_argument("--" + f.name.replace("_", "-"), **options)
+    parser.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
+    parser.add_argument("--out", type=Path, help="folder for log, checkpoint and picture (default: runs/TIME-METHOD-ARCH-DATASET)")
+    parser.add_argument("--resume", type=Path, nargs="?", const=True, metavar="DIR",
+                        help="go on with the run in DIR, or in --out; its configuration is kept, --epochs may be raised (default: no)")
+    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, help="draw the curves (default: if matplotlib is there)")
+    parser.add_argument("--quiet", action="store_true", help="print the result only (default: no)")
+    args = parser.parse_args(arguments)
+    return args, {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
+
+
+def main(arguments=None):
+    args, given = parse(arguments)
+    stopping = []
+    try:
+        def ask(number, frame):  # the first signal asks for a clean stop, a second is obeyed at once
+            stopping.append(number)
+            signal.signal(number, signal.SIG_DFL)
+
+        signal.signal(signal.SIGINT, ask)
+        signal.signal(signal.SIGTERM, ask)
+        return run(args, given, stop=lambda: bool(stopping))
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 128 + stopping[0]
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except (ValueError, TypeError, OSError, BackendUnavailable) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def run(args, given, stop):
+    say = (lambda *words: None) if args.quiet else lambda *words: print(*words, flush=True)
+    out = args.out
+    if args.resume is not None:
+        out = args.out if args.resume is True else args.resume
+        if out is None or (args.out is not None and args.out != out):
+            raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
+        config = Config(**{**asdict(saved_config(out)), **given})
+    else:
+        config = Config(**given)
+    plot = plotter(args.plot)
+    data = datasets.load(config.dataset, args.data_dir)
+    say(f"data: {data.source}; {config.limit_train or len(data.x_train)} training and {config.limit_test or len(data.x_test)} test images")
+    out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
+    bar = Bar(args.quiet)
+    epochs = train(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
+    say(f"run: {config.method} on {config.arch}, {config.optimizer} with lr {config.lr:g}, seed {config.seed}, {config.backend} {config.dtype}")
+    try:
+        for row in epochs:
+            bar.close()
+            say(line(row, config.epochs))
+    except Interrupted as error:
+        raise Interrupted(f"{error}; all is saved, go on with --resume {out}") from None
+    finally:
+        bar.close()
+    log = read_log(out / "log.h5")
+    best = max(log["rows"], key=lambda row: row["test_accuracy"])
+    last = log["rows"][-1]
+    print(f"{config.method} {config.arch} on {data.name}: peak test accuracy {best['test_accuracy']:.1%} (epoch {best['epoch']}), peak train "
+          f"{max(row['train_accuracy'] for row in log['rows']):.1%}; final test {last['test_accuracy']:.1%}, train {last['train_accuracy']:.1%}")
+    print(f"log: {out / 'log.h5'}\ncheckpoint: {out / 'checkpoint.h5'}")
+    if plot is not None:
+        print(f"picture: {plot(log, out / 'curves.png')}")
+    elif args.plot is None:
+        print("picture: none, matplotlib is not installed; pip install -e \".[examples]\"")
+    return 0
+
+
+def line(row, epochs):
+    text = (f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train {row['train_loss']:.4f} {row['train_accuracy']:6.1%}  "
+            f"test {row['test_loss']:.4f} {row['test_accuracy']:6.1%}")
+    if "eval_train_loss" in row:
+        text += f"  whole train {row['eval_train_loss']:.4f} {row['eval_train_accuracy']:6.1%}"
+    if "correlation" in row:
+        text += f"  corr² {row['correlation']:.2e}"
+    return f"{text}  {row['seconds']:.1f} s"
+
+
+class Bar:
+    """A progress bar for the epoch under way, on a terminal only."""
+
+    def __init__(self, quiet):
+        try:
+            from tqdm import tqdm
+        except ModuleNotFoundError:
+            tqdm = None
+        self.tqdm = tqdm if sys.stderr.isatty() and not quiet else None
+        self.bar = None
+
+    def show(self, done, of):
+        if self.tqdm is not None:
+            self.bar = self.bar or self.tqdm(total=of, leave=False, unit="batch")
+            self.bar.update(done - self.bar.n)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def plotter(wanted):
+    """The function that draws the curves, or None. Asked for in so many words, its absence is an error."""
+    if wanted is False:
+        return None
+    try:
+        from plots import plot_run
+    except ModuleNotFoundError as error:
+        if wanted:
+            raise ValueError(f"--plot needs {error.name}: pip install -e \".[examples]\"") from error
+        return None
+    return plot_run
+
+
+def unused(folder):
+    candidates = (folder.with_name(f"{folder.name}-{i}") if i else folder for i in range(1000))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
