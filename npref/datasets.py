@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.fft import irfft2, rfft2
 
 from . import noise
 
@@ -34,8 +35,7 @@ class Dataset:
     def limited(self, train=None, test=None):
         """The first `train` and `test` samples (None: all)."""
         for what, limit, n in (("limit_train", train, len(self.x_train)), ("limit_test", test, len(self.x_test))):
-            if limit is not None and not 1 <= limit <= n:
-                raise ValueError(f"{what} must be between 1 and {n}, the size of {self.name}, got {limit}")
+            _check_limit(what, limit, n, self.name)
         return Dataset(self.name, self.source, self.x_train[:train], self.y_train[:train], self.x_test[:test], self.y_test[:test],
                        self.classes)
 
@@ -46,6 +46,11 @@ class Dataset:
             digest.update(str((array.shape, array.dtype)).encode())
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
+
+
+def _check_limit(what, limit, n, name):
+    if limit is not None and not 1 <= limit <= n:
+        raise ValueError(f"{what} must be between 1 and {n}, the size of {name}, got {limit}")
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ CIFAR10 = Archive(
 ARCHIVES = {"cifar10": CIFAR10}
 
 
-def load(name="auto", data_dir=None):
-    """The data set called `name`; "auto" is CIFAR-10 where it is found, else synthetic.
+def load(name="auto", data_dir=None, limit_train=None, limit_test=None):
+    """The data set called `name`, or its first samples; "auto" is CIFAR-10 where it is found, else synthetic.
 
     data_dir: where to look, and nowhere else; by default $NPREF_DATA, then data/. Raises ValueError or FileNotFoundError, with
     the file and the remedy, for anything missing or damaged: a damaged CIFAR-10 never turns into the synthetic set.
@@ -78,15 +83,14 @@ def load(name="auto", data_dir=None):
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}")
     if name == "synthetic":
-        return synthetic()
+        return synthetic(limit_train=limit_train, limit_test=limit_test)
     folder = find(CIFAR10.folder, data_dir)
     if folder is not None:
-        return load_cifar10(folder)
+        return load_cifar10(folder).limited(limit_train, limit_test)
     looked = ", ".join(str(place) for place in search_path(data_dir))
     if name == "auto" and data_dir is None:
-        data = synthetic()
-        return Dataset(data.name, f"{data.source} (no {CIFAR10.folder} in {looked}; to get CIFAR-10: {_fetch_command('cifar10')})",
-                       data.x_train, data.y_train, data.x_test, data.y_test, data.classes)
+        return synthetic(limit_train=limit_train, limit_test=limit_test,
+                         why=f" (no {CIFAR10.folder} in {looked}; to get CIFAR-10: {_fetch_command('cifar10')})")
     raise FileNotFoundError(f"no CIFAR-10: expected the folder {CIFAR10.folder} in {looked}; get it with {_fetch_command('cifar10')}, "
                             "or use --dataset synthetic")
 
@@ -96,7 +100,7 @@ def search_path(data_dir=None):
     if data_dir is not None:
         return [Path(data_dir)]
     given = os.environ.get("NPREF_DATA")
-    return [Path(given)] * bool(given) + [default_dir()]
+    return [*([Path(given)] if given else []), default_dir()]
 
 
 def default_dir():
@@ -136,32 +140,39 @@ def _read_cifar(path, records, name):
     return np.ascontiguousarray(table[:, 1:]).reshape(-1, 3, 32, 32), table[:, 0].astype(np.int64)
 
 
-def synthetic(n_train=10_000, n_test=2_000):
+def synthetic(n_train=10_000, n_test=2_000, *, limit_train=None, limit_test=None, why=""):
     """Ten classes of 3x32x32 images that need no download: deterministic, and correlated like natural images.
 
     Each image is white noise plus its class's fixed white pattern, coloured by a 1/f amplitude spectrum and mixed over the
     three channels. So neighbouring pixels agree and the classes differ mostly in directions of little variance: a
     learner that decorrelates its input is faster, as on natural images. Mean and contrast are about CIFAR-10's.
     """
-    n = n_train + n_test
-    labels = np.arange(n) % 10
-    where = dict(seed=0, step=0, dtype=np.float32, stream=noise.IMAGES)
-    shape = (3, 32, 32)
-    pattern = noise.draw(np, "gaussian", shape, PATTERN_STRENGTH, layer=1, samples=range(1), rows=range(10), **where)[0]
-    white = noise.draw(np, "gaussian", shape, 1.0, layer=0, samples=range(1), rows=range(n), **where)[0]
+    for what, limit, n in (("limit_train", limit_train, n_train), ("limit_test", limit_test, n_test)):
+        _check_limit(what, limit, n, "synthetic")
+    patterns = PATTERN_STRENGTH * _white_images(range(10), layer=1)
     fy, fx = np.fft.fftfreq(32)[:, None], np.fft.rfftfreq(32)[None, :]
     amplitude = 1 / np.maximum(np.hypot(fy, fx), 1 / 32)  # 1/f, (32, 17)
-    amplitude *= 32 / np.sqrt(np.sum(np.fft.irfft2(amplitude, s=(32, 32)) ** 2)) / 32
+    amplitude = (amplitude / np.sqrt(np.sum(np.fft.irfft2(amplitude, s=(32, 32)) ** 2))).astype(np.float32)
     mix = np.full((3, 3), 0.55) + 0.2 * np.eye(3)  # channels share most of their signal
-    mix /= np.sqrt(np.sum(mix**2, axis=1, keepdims=True))
-    images = np.empty((n, *shape), dtype=np.uint8)
-    for start in range(0, n, 1000):
-        part = slice(start, start + 1000)
-        coloured = np.fft.irfft2(np.fft.rfft2(white[part] + pattern[labels[part]]) * amplitude, s=(32, 32))
-        mixed = np.einsum("cd,ndhw->nchw", mix, coloured)  # unit variance
-        images[part] = np.clip(np.rint(255 * (0.47 + 0.25 * mixed)), 0, 255)
-    return Dataset("synthetic", "synthetic images with 1/f correlations", images[:n_train], labels[:n_train],
-                   images[n_train:], labels[n_train:], classes=10)
+    mix = (mix / np.sqrt(np.sum(mix**2, axis=1, keepdims=True))).astype(np.float32)
+
+    def part(first, n):
+        labels = np.arange(n) % 10
+        images = np.empty((n, 3, 32, 32), dtype=np.uint8)
+        for start in range(0, n, 1000):
+            here = slice(start, min(start + 1000, n))
+            white = _white_images(range(first + here.start, first + here.stop), layer=0) + patterns[labels[here]]
+            coloured = irfft2(rfft2(white) * amplitude, s=(32, 32))  # variance 1, as the rows of mix have length 1
+            images[here] = np.clip(np.rint(255 * (0.47 + 0.25 * np.einsum("cd,ndhw->nchw", mix, coloured))), 0, 255)
+        return images, labels
+
+    return Dataset("synthetic", "synthetic images with 1/f correlations" + why, *part(0, limit_train or n_train),
+                   *part(n_train, limit_test or n_test), classes=10)
+
+
+def _white_images(indices, layer):
+    return noise.draw(np, "gaussian", (3, 32, 32), 1.0, seed=0, step=0, layer=layer, samples=range(1), rows=indices,
+                      dtype=np.float32, stream=noise.IMAGES)[0]
 
 
 PATTERN_STRENGTH = 0.12  # of the class pattern, in standard deviations of the noise, per pixel before colouring

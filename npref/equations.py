@@ -5,8 +5,8 @@ Gerven & Ahmad). It is written for the eye and as the yardstick that `rules.py` 
 
 Every vector is a column, (n, 1). A convolution fits in without a change when its columns are positions: x* is then
 (n_in, P), one im2col patch a column, eps and a are (n_out, P), and x*ᵀ sums over positions. W is always a matrix (N, n_in).
-`f` and `f_prime` are functions of an array. Lists run over layers: W[0] is the paper's W_1, R[0] its R_0, a[0] its a_1. A bias is a weight whose input is 1 at every position:
-its update is any of the rules with a row of ones for x*.
+f[l] and f_prime[l] are functions of an array. Lists run over layers: W[0] is the paper's W_1, R[0] its R_0, a[0] its a_1.
+A bias is a weight whose input is 1 at every position: its update is any of the rules with a row of ones for x*.
 """
 
 

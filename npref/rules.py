@@ -154,10 +154,11 @@ def _layerwise_losses(network, params, A, trace, v, t, loss):
     """The losses of INP's L passes, (k, L, B). The pass for layer l begins at layer l with a_l + v_l; passes under way are
     stacked, so each layer is one product."""
     xp = array_module(trace.y)
-    k = len(v[0])
+    k, stack = len(v[0]), None
     for l, v_l in enumerate(v):
         a_l = (_rows(v_l).reshape(k, *trace.a[l].shape) + trace.a[l]).reshape(-1, trace.a[l].shape[1])  # (k*B*P, n_out)
-        stack = a_l if l == 0 else xp.concatenate([_next_layer(network, params, A, l, stack), a_l])  # ((l+1)*k*B*P, n_out)
+        under_way = [_next_layer(network, params, A, l, stack)] if l > 0 else []
+        stack = xp.concatenate([*under_way, a_l])  # ((l+1)*k*B*P, n_out)
     return _losses(network, stack.reshape(-1, stack.shape[1]), t, loss).reshape(len(v), k, -1).transpose(1, 0, 2)
 
 

@@ -94,7 +94,8 @@ def _write_head(file, config, environment, rows, status):
 
 def _read_head(file):
     if file.attrs.get("format") != FORMAT:
-        raise ValueError(f"{file.filename}: expected an npref run file of format {FORMAT}, got {file.attrs.get('format', 'another kind of file')}")
+        raise ValueError(f"{file.filename}: expected an npref run file of format {FORMAT}, got "
+                         f"{file.attrs.get('format', 'another kind of file')}")
     table = file["epochs"][()] if "epochs" in file else []
     return {"config": json.loads(file.attrs["config"]), "environment": json.loads(file.attrs["environment"]),
             "status": file.attrs["status"], "rows": [{name: row[name].item() for name in table.dtype.names} for row in table]}
