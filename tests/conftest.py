@@ -1,0 +1,54 @@
+import os
+
+for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")  # the tests run in parallel; set before NumPy is imported
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=40)
+settings.register_profile("random", deadline=None, max_examples=40)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "deterministic"))
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    """A stand-in for CuPy, as strict as CuPy is; see fake_cupy.py."""
+    import fake_cupy as module
+
+    if module.COMPILER is None:
+        pytest.skip("needs a C++ compiler to run the noise kernel's text on the CPU")
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    module.counts.clear()
+    return module
+
+
+@pytest.fixture
+def real_cupy():
+    """CuPy on a GPU. Without one the test is skipped, or fails when NPREF_REQUIRE_GPU=1."""
+    from npref.backend import BackendUnavailable, get_backend
+
+    try:
+        return get_backend("cupy").xp
+    except BackendUnavailable as error:
+        if os.environ.get("NPREF_REQUIRE_GPU") == "1":
+            pytest.fail(f"NPREF_REQUIRE_GPU=1, but {error}")
+        pytest.skip(f"needs a GPU: {error}")
+
+
+@pytest.fixture
+def cifar10_dir():
+    """The real CIFAR-10, if it is on this machine."""
+    from npref import datasets
+
+    folder = datasets.find(datasets.CIFAR10.folder)
+    if folder is None:
+        pytest.skip("needs CIFAR-10 in $NPREF_DATA or data/")
+    return folder

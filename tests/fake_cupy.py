@@ -1,0 +1,168 @@
+"""A stand-in for CuPy on machines without a GPU: NumPy inside, CuPy's refusals outside.
+
+Like CuPy, its arrays are never converted to NumPy arrays implicitly, never mix with them, and reductions give 0-d arrays. Unlike
+CuPy it counts what leaves the device, in `counts["to_host"]`, and it has only the functions listed here, all of which CuPy has.
+RawKernel compiles the CUDA text with the machine's C++ compiler and runs every thread in turn.
+"""
+
+import collections
+import ctypes
+import operator
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+__version__ = "fake"
+COMPILER = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+counts = collections.Counter()
+
+FUNCTIONS = ("empty zeros eye zeros_like ones_like maximum tanh where exp log sqrt sum mean arange einsum concatenate stack isfinite "
+             "multiply divide cos sin unpackbits").split()
+float32, float64, uint8, uint32, uint64, int64 = np.float32, np.float64, np.uint8, np.uint32, np.uint64, np.int64
+result_type = np.result_type
+
+
+class ndarray:
+    __array_ufunc__ = None  # NumPy hands every operation back, to be refused below
+    __hash__ = None
+
+    def __init__(self, data):
+        self._data = data
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def get(self):
+        counts["to_host"] += 1
+        return self._data.copy()
+
+    def _scalar(convert):
+        def method(self):
+            counts["to_host"] += 1
+            return convert(self._data)
+        return method
+
+    __bool__, __int__, __float__, __index__, item = map(_scalar, (bool, int, float, operator.index, np.ndarray.item))
+
+    def __len__(self):
+        return len(self._data)
+
+    def __iter__(self):
+        return (ndarray(row) for row in self._data)
+
+    def __getitem__(self, key):
+        return _wrap(self._data[_unwrap(key)])
+
+    def __setitem__(self, key, value):
+        self._data[_unwrap(key)] = _unwrap(value)
+
+    def __repr__(self):
+        return f"fake_cupy.{self._data!r}"
+
+    T = property(lambda self: ndarray(self._data.T))
+    real = property(lambda self: ndarray(self._data.real))
+
+
+for _name in "shape ndim dtype size flags nbytes".split():
+    setattr(ndarray, _name, property(lambda self, _name=_name: getattr(self._data, _name)))
+for _name in "reshape astype sum max argmax all any transpose view ravel copy".split():
+    setattr(ndarray, _name, lambda self, *a, _name=_name, **k: _wrap(getattr(self._data, _name)(*_unwrap(a), **_unwrap(k))))
+for _name in "add sub mul truediv pow matmul lt le gt ge eq ne".split():
+    def _forward(self, other, _f=getattr(operator, _name)):
+        return _wrap(_f(self._data, _unwrap(other)))
+
+    def _reflected(self, other, _f=getattr(operator, _name)):
+        return _wrap(_f(_unwrap(other), self._data))
+
+    def _in_place(self, other, _f=getattr(operator, "i" + _name, None)):
+        _f(self._data, _unwrap(other))
+        return self
+
+    setattr(ndarray, f"__{_name}__", _forward)
+    if _name not in ("lt", "le", "gt", "ge", "eq", "ne"):
+        setattr(ndarray, f"__r{_name}__", _reflected)
+        setattr(ndarray, f"__i{_name}__", _in_place)
+ndarray.__neg__ = lambda self: _wrap(-self._data)
+ndarray.__module__, ndarray.__qualname__ = "cupy", "ndarray"
+
+
+def _unwrap(x):
+    if isinstance(x, ndarray):
+        return x._data
+    if isinstance(x, np.ndarray):
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    if isinstance(x, (tuple, list)):
+        return type(x)(_unwrap(i) for i in x)
+    if isinstance(x, dict):
+        return {k: _unwrap(v) for k, v in x.items()}
+    return x
+
+
+def _wrap(x):
+    return ndarray(np.asarray(x)) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
+def __getattr__(name):
+    if name not in FUNCTIONS:
+        raise AttributeError(f"the stand-in for CuPy has no {name}: add it if CuPy has it")
+
+    def function(*args, **kwargs):
+        result = getattr(np, name)(*_unwrap(args), **_unwrap(kwargs))
+        return kwargs["out"] if kwargs.get("out") is not None else _wrap(result)
+
+    return function
+
+
+def asarray(x, dtype=None):
+    """The one way in: NumPy arrays and lists are copied to the "device"."""
+    counts["to_device"] += not isinstance(x, ndarray)
+    return ndarray(np.array(x._data if isinstance(x, ndarray) else x, dtype=dtype))
+
+
+class RawKernel:
+    """The kernel's own text, compiled for the CPU: first argument a uint64 array, the rest uint64 numbers."""
+
+    SHIM = """
+    struct dim { unsigned x; };
+    static dim blockIdx, blockDim, threadIdx;
+    static unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned __int128)a * b >> 64; }
+    #define __global__
+    %s
+    extern "C" void launch(unsigned grid, unsigned block, unsigned long long* out, unsigned long long* n) {
+        blockDim.x = block;
+        for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x)
+            for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x)
+                %s(out, n[0], n[1], n[2], n[3], n[4], n[5], n[6]);
+    }
+    """
+
+    def __init__(self, text, name):
+        with tempfile.TemporaryDirectory() as folder:
+            source, library = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+            source.write_text(self.SHIM % (text, name))
+            subprocess.run([COMPILER, "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+            self.launch = ctypes.CDLL(str(library)).launch
+
+    def __call__(self, grid, block, arguments):
+        out, numbers = arguments[0], np.array(arguments[1:], dtype=np.uint64)
+        assert all(isinstance(n, np.uint64) for n in arguments[1:]), "a kernel's numbers must have their exact type"
+        assert out.dtype == np.uint64 and len(numbers) == 7
+        self.launch(ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), out._data.ctypes.data_as(ctypes.c_void_p),
+                    numbers.ctypes.data_as(ctypes.c_void_p))
+
+
+class _Device:
+    id = 0
+
+
+cuda = SimpleNamespace(
+    Device=_Device,
+    runtime=SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in device"}),
+    get_current_stream=lambda: SimpleNamespace(synchronize=lambda: counts.update(synchronize=1)),
+)
+sys.modules.setdefault("fake_cupy", sys.modules[__name__])

@@ -1,0 +1,68 @@
+import pytest
+
+from npref import METHODS
+from npref.config import TABLE_2, Config, default_lr
+from npref.network import ARCHITECTURES
+
+
+def test_defaults_are_the_papers():
+    c = Config()
+    assert (c.batch_size, c.sigma2, c.decor_lr, c.slope, c.init, c.bias, c.padding, c.loss, c.optimizer) == (
+        1000, 1e-6, 1e-3, 0.2, "he", False, 0, "cce", "adam")
+
+
+def test_learning_rates():
+    assert Config(method="bp", arch="fc3").lr == 1e-4 and Config(method="dnp", arch="fc6").lr == 5e-3
+    assert Config(method="danp", arch="conv").lr == 1e-4 and Config(method="np", lr=0.5).lr == 0.5
+    assert Config(method="danp", arch="fc1").lr == 1e-3 and Config(method="np", arch="fc9").lr == 1e-4
+    for method in METHODS:
+        for arch in ARCHITECTURES:
+            assert default_lr(method, arch) > 0
+    assert len(TABLE_2) == 28 and all(m in METHODS and a in ARCHITECTURES for m, a in TABLE_2)
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(method="xp"), "unknown method 'xp'"),
+    (dict(arch="fc2"), "arch must be one of fc1"),
+    (dict(backend="torch"), "backend must be one of numpy, cupy"),
+    (dict(dtype="float16"), "dtype must be one of float32, float64"),
+    (dict(noise="pink"), "noise must be one of"),
+    (dict(anp_norm="sample"), "anp_norm must be one of"),
+    (dict(loss="hinge"), "loss must be one of"),
+    (dict(optimizer="lion"), "optimizer must be one of"),
+    (dict(activation="gelu"), "activation must be one of"),
+    (dict(init="zeros"), "init must be one of"),
+    (dict(epochs=0), "epochs must be at least 1, got 0"),
+    (dict(batch_size=0), "batch_size must be at least 1"),
+    (dict(samples=0), "samples must be at least 1"),
+    (dict(padding=-1), "padding must be at least 0"),
+    (dict(seed=-1), "seed must be at least 0"),
+    (dict(lr=0.0), "lr must be positive and finite, got 0.0"),
+    (dict(lr=float("nan")), "lr must be positive and finite, got nan"),
+    (dict(decor_lr=-1.0), "decor_lr must be positive"),
+    (dict(sigma2=float("inf")), "sigma2 must be positive and finite"),
+    (dict(optimizer="sgd"), "sgd needs lr"),
+    (dict(method="bp", samples=3), "samples=3 has no effect with method bp"),
+    (dict(method="dbp", noise="rademacher"), "noise=rademacher has no effect"),
+    (dict(method="bp", sigma2=1e-4), "sigma2=0.0001 has no effect"),
+    (dict(method="np", decor_lr=1e-2), "decor_lr=0.01 has no effect"),
+    (dict(method="dnp", anp_norm="layer"), "anp_norm=layer has no effect"),
+    (dict(method="dinp", noisy_baseline=True), "noisy baseline needs noise in all layers at once"),
+    (dict(activation="tanh", slope=0.1), "slope=0.1 has no effect"),
+    (dict(method="bp", activation="step"), "bp needs a derivative, which the step activation does not have"),
+])
+def test_mistakes(options, words):
+    with pytest.raises(ValueError, match=words):
+        Config(**options)
+
+
+def test_options_that_do_have_an_effect():
+    Config(method="danp", samples=3, noise="rademacher", noisy_baseline=True, anp_norm="layer", sigma2=1e-4, decor_lr=1e-2)
+    Config(method="np", activation="sign", noisy_baseline=True)
+    Config(method="bp", arch="fc1", activation="step")  # no hidden layer, nothing to differentiate
+
+
+def test_building_the_network():
+    assert Config(arch="conv", padding=1, bias=True).network((3, 32, 32), 10).shapes[1] == (16, 16, 16)
+    with pytest.raises(ValueError, match="padding=1 needs a convolution"):
+        Config(arch="fc3", padding=1).network((3, 32, 32), 10)

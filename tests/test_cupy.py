@@ -1,0 +1,97 @@
+"""Every method on CuPy: on a stand-in as strict as CuPy everywhere, and on CuPy itself where there is a GPU."""
+
+import numpy as np
+import pytest
+
+from npref import METHODS, Conv, Dense, Network, to_host
+from npref.config import Config
+from npref.datasets import Dataset
+from npref.train import initial_state, prepare, train, training_step
+
+NETWORK = Network((2, 6, 6), (Conv(3, 3, 2, 1, bias=True), Dense(7), Dense(4, activation="identity", bias=True)))
+
+
+def _configs():
+    for method in METHODS:
+        yield Config(method=method, dtype="float64", bias=True)
+    yield Config(method="danp", samples=3, noise="rademacher", noisy_baseline=True, optimizer="sgd", lr=0.1)
+    yield Config(method="np", samples=2, noisy_baseline=True, loss="mse", optimizer="adam-eps-hat")
+    yield Config(method="anp", anp_norm="layer", activation="step", loss="mse-mean")
+    yield Config(method="dinp", samples=3, activation="sign")
+    yield Config(method="dbp", activation="tanh", init="glorot")
+    yield Config(method="inp", activation="relu", init="uniform")
+
+
+configs = list(_configs())
+
+
+def steps(config, xp, n=3):
+    rng = np.random.default_rng(0)
+    state = initial_state(config, NETWORK, xp)
+    images, t = rng.integers(0, 256, size=(n, 5, 2, 6, 6)).astype(np.uint8), np.eye(4, dtype=config.dtype)[rng.integers(4, size=(n, 5))]
+    batches = [(prepare(xp.asarray(images[i]), config.dtype), xp.asarray(t[i])) for i in range(n)]
+    if xp is not np and hasattr(xp, "counts"):
+        xp.counts.clear()
+    sums = [training_step(config, NETWORK, state, *batch, step)[1] for step, batch in enumerate(batches)]
+    return state, sums
+
+
+def compare(config, xp):
+    (state, sums), (expected, expected_sums) = steps(config, xp), steps(config, np)
+    transfers = dict(xp.counts) if hasattr(xp, "counts") else None
+    tolerance = 1e-7 if config.dtype == "float64" else 2e-2  # delta L amplifies rounding by 1/sigma = 1e3; three steps
+    for a, b in zip((*state.params.W, *state.params.R), (*expected.params.W, *expected.params.R)):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == config.dtype and np.abs(to_host(a) - b).max() <= tolerance * max(1, np.abs(b).max())
+    assert np.allclose(sums, expected_sums, rtol=1e-3)
+    return transfers
+
+
+@pytest.mark.parametrize("config", configs, ids=lambda c: c.method)
+def test_a_training_step_on_the_stand_in(fake_cupy, config):
+    transfers = compare(config, fake_cupy)
+    assert transfers == {"to_host": 3}, "one transfer to the host a step, and none to the device"
+
+
+@pytest.mark.parametrize("config", configs, ids=lambda c: c.method)
+def test_a_training_step_on_a_gpu(real_cupy, config):
+    compare(config, real_cupy)
+
+
+def small_data():
+    rng = np.random.default_rng(1)
+    return Dataset("synthetic", "", rng.integers(0, 256, (40, 3, 12, 12)).astype(np.uint8), rng.integers(0, 10, 40),
+                   rng.integers(0, 256, (20, 3, 12, 12)).astype(np.uint8), rng.integers(0, 10, 20), 10)
+
+
+def whole_run(backend, out):
+    config = Config(method="danp", arch="fc1", backend=backend, dtype="float64", epochs=2, batch_size=20, dataset="synthetic")
+    return list(train(config, small_data(), out))
+
+
+def compare_whole_run(tmp_path):
+    rows, expected = whole_run("cupy", tmp_path / "a"), whole_run("numpy", tmp_path / "b")
+    for row, other in zip(rows, expected):
+        assert all(np.isclose(row[k], other[k], rtol=1e-5) for k in row if k != "seconds")
+
+
+def test_a_whole_run_on_the_stand_in(fake_cupy, tmp_path):
+    compare_whole_run(tmp_path)
+
+
+def test_a_whole_run_on_a_gpu(real_cupy, tmp_path):
+    compare_whole_run(tmp_path)
+
+
+def test_the_stand_in_is_strict(fake_cupy):
+    a, b = fake_cupy.asarray(np.ones(3)), np.ones(3)
+    for refused in (lambda: a + b, lambda: b + a, lambda: np.add(b, a), lambda: np.asarray(a), lambda: fake_cupy.exp(b),
+                    lambda: a.__iadd__(b), lambda: a[np.array([0])], lambda: fake_cupy.stack([a, b])):
+        with pytest.raises(TypeError):
+            refused()
+    with pytest.raises(AttributeError):
+        fake_cupy.fft  # noqa: B018
+    fake_cupy.counts.clear()
+    assert float(a.sum()) == 3 and bool((a > 0).all())
+    assert fake_cupy.counts["to_host"] == 2

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import assert_close
+
+from npref import equations, mean_squared_correlation, update_decorrelation
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_update_is_the_equation(seed):
+    rng = np.random.default_rng(seed)
+    M, n = rng.integers(1, 6, 2)
+    x, R, alpha = rng.normal(size=(M, n)), rng.normal(size=(n, n)), 0.1
+    expected = equations.decorrelation_update(R, [row[:, None] for row in x], alpha)
+    scale = np.abs(R) + alpha * np.abs(x.T) @ np.abs(x) @ np.abs(R) / M
+    updated = R.copy()
+    update_decorrelation(updated, x, alpha)
+    assert_close(updated, expected, scale)
+
+
+def test_columns_of_a_convolution_count_as_samples():
+    rng = np.random.default_rng(0)
+    columns, R = rng.normal(size=(3, 5)), np.eye(3)
+    one_by_one = equations.decorrelation_update(R, [columns[:, i : i + 1] for i in range(5)], 0.1)
+    assert np.allclose(equations.decorrelation_update(R, [columns], 0.1), one_by_one, rtol=1e-14)
+
+
+def test_correlations_fall_to_nothing():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)) + 1
+    x /= np.sqrt(np.mean(np.sum(x**2, axis=1)))
+    R, measured = np.eye(6), []
+    for _ in range(2000):
+        x_star = x @ R.T
+        measured.append(float(mean_squared_correlation(x_star)))
+        update_decorrelation(R, x_star, 0.5)
+    assert measured[0] > 0.1 and measured[-1] < 1e-4
+    moment = (x @ R.T).T @ (x @ R.T) / 500
+    assert np.all(np.diag(moment) > 0)
+
+
+@pytest.mark.parametrize("M, n", [(50, 4), (4, 50)])
+def test_measure_by_hand(M, n):
+    x = np.random.default_rng(2).normal(size=(M, n)) + 0.5
+    x[:, 1] = 0  # a dead input
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            if i != j and 1 not in (i, j):
+                total += (x[:, i] @ x[:, j]) ** 2 / ((x[:, i] @ x[:, i]) * (x[:, j] @ x[:, j]))
+    assert np.isclose(float(mean_squared_correlation(x)), total / (n * (n - 1)), rtol=1e-10)
+
+
+def test_measure_at_its_ends():
+    assert float(mean_squared_correlation(np.outer(np.arange(1, 5.0), [1, -2, 3]))) == pytest.approx(1)
+    assert float(mean_squared_correlation(np.eye(4))) == pytest.approx(0, abs=1e-15)
+    assert float(mean_squared_correlation(np.ones((4, 1)))) == 0
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="n_in"):
+        update_decorrelation(np.eye(3), np.ones((5, 4)), 0.1)

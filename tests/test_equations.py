@@ -1,0 +1,60 @@
+"""The literal equations on numbers small enough to work out by hand."""
+
+import numpy as np
+
+from npref import equations as eq
+
+I2 = np.eye(2)
+
+
+def column(*values):
+    return np.array(values, dtype=float)[:, None]
+
+
+def test_forward_pass_by_hand():
+    """x0 = (1, 2), R_0 doubles the second input, W_1 = (1 1; 1 -1), f = ReLU, W_2 = (1 3)."""
+    W, R, b = [np.array([[1.0, 1], [1, -1]]), np.array([[1.0, 3]])], [np.diag([1.0, 2]), I2], [column(0, 10), column(0.5)]
+    f = [lambda a: np.maximum(a, 0), lambda a: a]
+    x_star, a, x = eq.forward_pass(column(1, 2), W, R, b, f)
+    assert x_star[0].ravel().tolist() == [1, 4] and a[0].ravel().tolist() == [5, 7]
+    assert a[1].item() == 26.5 and x[2].item() == 26.5 and len(x) == 3
+    _, a, x = eq.forward_pass(column(1, 2), W, R, b, f, eps=[column(0, -8), column(1)])
+    assert a[0].ravel().tolist() == [5, -1] and x[1].ravel().tolist() == [5, 0] and a[1].item() == 6.5
+
+
+def test_gradients_by_hand():
+    """g_1 = f'(a_1) ⊙ R_1ᵀ W_2ᵀ g_2, with an R_1 that is not symmetric."""
+    W, R = [I2, np.array([[1.0, 3]])], [I2, np.array([[1.0, 2], [0, 1]])]
+    g = eq.gradients(column(2), W, R, [column(1, 1), column(1)], [lambda a: a * 0 + 0.5, lambda a: a * 0 + 1])
+    assert g[1].item() == 2
+    assert g[0].ravel().tolist() == [1.0, 5.0]  # W_2ᵀ g_2 = (2, 6); R_1ᵀ of it = (2, 4 + 6); halved
+
+
+def test_updates_by_hand():
+    x_star, e = column(1, 2, 0), column(3, 4)
+    assert eq.bp_update(column(1, -1), x_star).tolist() == [[1, 2, 0], [-1, -2, 0]]
+    assert eq.np_update(0.5, e, 0.25, x_star).tolist() == [[6, 12, 0], [8, 16, 0]]  # 0.5 * (3, 4) / 0.25
+    assert np.allclose(eq.inp_update(2, 0.5, e, x_star), np.outer([3, 4], [1, 2, 0]) / 25)  # 2 * 0.5 / 5²
+    da = [column(3, 4), column(12)]  # ‖δa‖² = 169, and N = 3
+    assert np.allclose(eq.anp_update(3, 2.0, da, 0, x_star), 6 * np.outer([3, 4], [1, 2, 0]) / 169)
+    assert np.allclose(eq.anp_update(3, 2.0, da, 1, x_star), 6 * np.outer([12], [1, 2, 0]) / 169)
+    assert np.allclose(eq.anp_update(3, 2.0, da, 0, x_star, per_layer=True), 6 * np.outer([3, 4], [1, 2, 0]) / 25)
+
+
+def test_a_convolution_sums_over_positions():
+    x_star, g = np.array([[1.0, 2], [3, 4]]), np.array([[10.0, 1]])
+    assert eq.bp_update(g, x_star).tolist() == [[12, 34]]
+    assert np.isclose(eq.norm(x_star), np.sqrt(30))
+
+
+def test_directional_derivatives_along_a_basis_give_the_gradient():
+    g = column(3, -1, 2)
+    v = [column(2, 0, 0), column(0, 5, 0), column(0, 0, -1)]
+    derivatives = [(g.T @ d / eq.norm(d)).item() for d in v]
+    assert np.allclose(eq.gradient_from_directional_derivatives(3, derivatives, v), g)
+
+
+def test_decorrelation_by_hand():
+    """⟨x* x*ᵀ⟩ of (1, 2) and (1, 0) is (1 1; 1 2); off the diagonal (0 1; 1 0), times R = diag(1, 3)."""
+    R = eq.decorrelation_update(np.diag([1.0, 3]), [column(1, 2), column(1, 0)], 0.1)
+    assert np.allclose(R, [[1, -0.3], [-0.1, 3]])

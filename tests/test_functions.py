@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npref import functions as fn
+
+A = np.array([-2.0, -0.5, 0.0, 0.5, 2.0])
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("leaky_relu", [-0.6, -0.15, 0, 0.5, 2]), ("relu", [0, 0, 0, 0.5, 2]), ("tanh", np.tanh(A)), ("identity", A),
+    ("step", [0, 0, 0, 1, 1]), ("sign", [-1, -1, -1, 1, 1]),
+])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_activations(name, expected, dtype):
+    x = fn.activate(name, A.astype(dtype), slope=0.3)
+    assert x.dtype == dtype and np.allclose(x, expected, rtol=1e-6)
+    assert A.tolist() == [-2, -0.5, 0, 0.5, 2]  # not in place
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "relu", "tanh", "identity"])
+def test_derivatives_by_complex_step(name):
+    a = A[A != 0]
+    expected = fn.activate(name, a + 1e-30j, 0.3).imag / 1e-30
+    d = fn.derivative(name, a, 0.3)
+    assert np.allclose(d, expected, rtol=1e-14)
+    assert fn.derivative(name, a.astype(np.float32), 0.3).dtype == np.float32
+
+
+def test_the_derivative_belongs_to_the_pre_activation():
+    """For slope 0 the output is 0 at every negative a: a derivative taken from the output could not tell."""
+    assert fn.derivative("leaky_relu", np.array([-1.0, 0.0, 1e-300]), 0.2).tolist() == [0.2, 0.2, 1.0]
+    assert fn.derivative("relu", np.array([-1.0, 0.0, 1e-300])).tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["step", "sign"])
+def test_no_derivative(name):
+    with pytest.raises(ValueError, match=f"the {name} activation does not have"):
+        fn.derivative(name, A)
+
+
+def test_losses_by_hand():
+    y, t = np.array([[0.0, np.log(3.0)], [1.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
+    assert np.allclose(fn.loss("cce", y, t), [np.log(4 / 3), np.log(2)], rtol=1e-14)
+    assert np.allclose(fn.loss("mse", y, t), [(1 - np.log(3)) ** 2, 1], rtol=1e-14)
+    assert np.allclose(fn.loss("mse-mean", y, t), [(1 - np.log(3)) ** 2 / 2, 0.5], rtol=1e-14)
+    assert np.allclose(fn.loss_gradient("cce", y, t), [[0.25, -0.25], [-0.5, 0.5]], rtol=1e-14)
+    assert np.allclose(fn.loss_gradient("mse", y, t)[1], [0, 2])
+    assert np.allclose(fn.loss_gradient("mse-mean", y, t)[1], [0, 1])
+
+
+@pytest.mark.parametrize("name", fn.LOSSES)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_loss_gradients_by_complex_step(name, seed):
+    rng = np.random.default_rng(seed)
+    y, t = rng.normal(size=(3, 4)) * 3, rng.uniform(size=(3, 4))  # targets need not sum to 1
+    for j in range(4):
+        step = np.zeros((3, 4), dtype=complex)
+        step[:, j] = 1e-30j
+        assert np.allclose(fn.loss_gradient(name, y, t)[:, j], fn.loss(name, y + step, t).imag / 1e-30, rtol=1e-10, atol=1e-13)
+
+
+def test_losses_are_per_sample_and_in_float64():
+    y, t = np.ones((2, 3, 4), dtype=np.float32), np.ones((3, 4), dtype=np.float32)
+    for name in fn.LOSSES:
+        assert fn.loss(name, y, t).dtype == np.float64 and fn.loss(name, y, t).shape == (2, 3)
+        assert fn.loss_gradient(name, y[0], t).dtype == np.float32
+    big = np.array([[1e4, 0.0]], dtype=np.float32)
+    assert fn.loss("cce", big, np.array([[0.0, 1.0]], dtype=np.float32)) == 1e4  # no overflow
+
+
+def test_one_hot_and_correct():
+    t = fn.one_hot(np.array([2, 0]), 3)
+    assert t.tolist() == [[0, 0, 1], [1, 0, 0]] and t.dtype == np.float32
+    assert fn.correct(np.array([[0, 1, 5.0], [0, 3, 1]]), t).tolist() == [True, False]
+
+
+def test_unknown_names():
+    for call in (fn.activate, fn.derivative):
+        with pytest.raises(ValueError, match="unknown activation 'gelu': expected one of leaky_relu"):
+            call("gelu", A)
+    for call in (fn.loss, fn.loss_gradient):
+        with pytest.raises(ValueError, match="unknown loss 'hinge': expected one of cce"):
+            call("hinge", A[None], A[None])

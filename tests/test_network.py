@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import Literal, assert_close, random_batch, random_network, random_noise, random_params
+from scipy import stats
+
+from npref import Conv, Dense, Network, architecture, forward, init_params, without_decorrelation
+from npref.network import ARCHITECTURES
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("noisy", [False, True])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_forward_is_the_equation(conv, noisy, seed):
+    rng = np.random.default_rng(seed)
+    network = random_network(rng, conv)
+    params = random_params(rng, network)
+    x, _ = random_batch(rng, network, 2)
+    noise = [e[0] for e in random_noise(rng, network, 1, 2)] if noisy else None
+    trace, net = forward(network, params, x, noise), Literal(network, params)
+    for b in range(2):
+        x_star, a, xs = net.forward(x[b], None if noise is None else [e[b] for e in noise])
+        for l in range(len(network.layers)):
+            P = x_star[l].shape[1]
+            scale = 10 * (1 + np.abs(x_star[l]).max() + np.abs(a[l]).max())
+            assert_close(trace.x_star[l][b * P : (b + 1) * P], x_star[l].T, scale)
+            assert_close(trace.a[l][b * P : (b + 1) * P], a[l].T, scale)
+            assert_close(trace.x[l][b], xs[l + 1].reshape(network.shapes[l + 1]), scale)
+    assert trace.y is trace.x[-1]
+    drive = forward(network, params, x).a[0]
+    assert np.array_equal(trace.drive, drive)
+
+
+def test_without_decorrelation_is_the_same_function():
+    rng = np.random.default_rng(0)
+    network = random_network(rng, True)
+    params, (x, _) = random_params(rng, network), random_batch(rng, network, 3)
+    fused = without_decorrelation(params)
+    assert all(r is None for r in fused.R) and [w.shape for w in fused.W] == [w.shape for w in params.W]
+    y = forward(network, params, x).y
+    assert_close(forward(network, fused, x).y, y, 100 * (1 + np.abs(y)))
+
+
+def sizes(name, **options):
+    network = architecture(name, **options)
+    return network, [w.shape for w in init_params(network).W]
+
+
+def test_table_1():
+    assert sizes("fc1")[1] == [(10, 3072)]
+    for name, depth in (("fc3", 3), ("fc6", 6), ("fc9", 9)):
+        assert sizes(name)[1] == [(1024, 3072)] + [(1024, 1024)] * (depth - 1) + [(10, 1024)]
+    network, weights = sizes("conv")
+    assert weights == [(16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (1024, 1600), (10, 1024)]
+    assert network.shapes == ((3, 32, 32), (16, 15, 15), (32, 7, 7), (64, 5, 5), (1024,), (10,))
+    assert network.units == (3600, 1568, 1600, 1024, 10)
+    network, weights = sizes("conv-tiny", input_shape=(3, 64, 64), n_out=200)
+    assert network.shapes == ((3, 64, 64), (32, 30, 30), (64, 14, 14), (128, 10, 10), (512,), (512,), (200,))
+    assert weights[:3] == [(32, 3, 5, 5), (64, 32, 3, 3), (128, 64, 5, 5)]
+    for name in ARCHITECTURES:
+        layers = architecture(name, bias=True, slope=0.1, activation="relu").layers
+        assert layers[-1].activation == "identity" and all(q.bias for q in layers)
+        assert all(q.activation == "relu" and q.slope == 0.1 for q in layers[:-1])
+    assert architecture("conv", padding=1).shapes[1:4] == ((16, 16, 16), (32, 8, 8), (64, 8, 8))
+
+
+@pytest.mark.parametrize("make, error, words", [
+    (lambda: Network((3,), ()), ValueError, "at least one layer"),
+    (lambda: Network((), (Dense(1),)), ValueError, "input_shape"),
+    (lambda: Network((3, 0, 2), (Dense(1),)), ValueError, "input_shape"),
+    (lambda: Network((3,), ("dense",)), TypeError, "must be Dense or Conv"),
+    (lambda: Network((3, 8, 8), (Conv(2, 9), Dense(1))), ValueError, "layer 1: kernel"),
+    (lambda: Network((3, 8, 8), (Conv(2, 5), Conv(2, 5), Dense(1))), ValueError, "layer 2: kernel"),
+    (lambda: Network((8,), (Dense(4), Conv(2), Dense(1))), ValueError, "layer 2: Conv needs an image"),
+    (lambda: Network((3, 8, 8), (Conv(2),)), ValueError, "last layer must be Dense"),
+    (lambda: architecture("fc2"), ValueError, "unknown architecture 'fc2': expected one of fc1"),
+    (lambda: architecture("fc3", padding=1), ValueError, "padding=1 needs a convolution"),
+    (lambda: architecture("conv", (3, 8, 8)), ValueError, "layer 3: kernel"),
+    (lambda: init_params(architecture("fc1"), init="zeros"), ValueError, "unknown init 'zeros'"),
+])
+def test_bad_networks_say_so_when_built(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_parameters_that_do_not_fit_are_named():
+    from npref import Params, bp_update
+
+    network = Network((4,), (Dense(3, bias=True), Dense(2, activation="identity")))
+    rng = np.random.default_rng(0)
+    p, (x, t) = random_params(rng, network), random_batch(rng, network, 2)
+    for params, words in (
+        (Params((p.W[0].T, p.W[1]), p.b, p.R), r"W of layer 1 must be \(3, 4\), got \(4, 3\)"),
+        (Params(p.W, (None, None), p.R), "layer 1 has bias=True, but its b is None"),
+        (Params(p.W, (p.b[0], np.zeros(2)), p.R), "layer 2 has bias=False, but its b is given"),
+        (Params(p.W, p.b, (p.R[0], np.eye(4))), r"R of layer 2's input must be \(3, 3\), got \(4, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bp_update(network, params, x, t)
+
+
+def test_initial_weights():
+    network = Network((2, 9, 9), (Conv(40, 3, bias=True), Dense(30), Dense(10, activation="identity")))
+    n_in, n_out = (18, 40 * 49, 30), (40 * 9, 30, 10)
+    he = init_params(network, seed=1, dtype="float64", decorrelate=True)
+    for l in range(3):
+        w = he.W[l].ravel()
+        assert stats.kstest(w / np.sqrt(2 / n_in[l]), "norm").pvalue > 1e-4
+        for init, bound in (("glorot", np.sqrt(6 / (n_in[l] + n_out[l]))), ("uniform", 1 / np.sqrt(n_in[l]))):
+            u = init_params(network, init=init, seed=1, dtype="float64").W[l].ravel()
+            assert stats.kstest(u / bound, stats.uniform(-1, 2).cdf).pvalue > 1e-4, (init, l)
+        assert np.array_equal(he.R[l], np.eye(n_in[l]))
+    assert (he.b[0] == 0).all() and he.b[0].shape == (40,) and he.b[1] is None
+    single = init_params(network, seed=1)
+    assert single.W[0].dtype == np.float32 and np.array_equal(single.W[0], he.W[0].astype(np.float32)) and single.R == (None,) * 3
+    assert not np.array_equal(init_params(network, seed=2).W[0], single.W[0])
+    assert not np.array_equal(he.W[1].ravel()[:100], he.W[2].ravel()[:100])

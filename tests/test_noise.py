@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from npref import noise
+
+# Random123's known answers for Philox 4x64, 10 rounds: counter, key, block (github DEShawResearch/random123, tests/kat_vectors).
+KNOWN = [
+    ((0, 0, 0, 0), (0, 0), (0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B)),
+    ((2**64 - 1,) * 4, (2**64 - 1,) * 2, (0x87B092C3013FE90B, 0x438C3C67BE8D0224, 0x9CC7D7C69CD777B6, 0xA09CAEBF594F0BA0)),
+    ((0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89), (0x452821E638D01377, 0xBE5466CF34E90C6C),
+     (0xA528F45403E61D95, 0x38C72DBD566E9788, 0xA5A1610E72FD18B5, 0x57BD43B5E52B7FE6)),
+]
+WHERE = dict(seed=3, step=5, layer=1, samples=range(2), rows=range(6), dtype=np.float64)
+
+
+def draw(kind="gaussian", shape=(13,), sigma=1.0, **changes):
+    return noise.draw(np, kind, shape, sigma, **{**WHERE, **changes})
+
+
+@pytest.mark.parametrize("counter, key, block", KNOWN)
+def test_words_are_philox(counter, key, block):
+    assert noise.words(np, *key, counter, 1).tolist() == list(block)
+
+
+@pytest.mark.parametrize("counter, key, block", KNOWN)
+def test_the_kernel_makes_the_same_words(fake_cupy, counter, key, block):
+    assert noise.words(fake_cupy, *key, counter, 1).get().tolist() == list(block)
+    counter = (7, *counter[1:])
+    assert np.array_equal(noise.words(fake_cupy, *key, counter, 1000).get(), noise.words(np, *key, counter, 1000))
+
+
+def test_words_on_a_gpu(real_cupy):
+    for counter, key, block in KNOWN:
+        assert noise.words(real_cupy, *key, counter, 1).get().tolist() == list(block)
+    assert np.array_equal(noise.words(real_cupy, 1, 2, (3, 4, 5, 6), 100_000).get(), noise.words(np, 1, 2, (3, 4, 5, 6), 100_000))
+    for kind in noise.KINDS:
+        a, b = (noise.draw(xp, kind, (3, 5, 4), 0.5, **{**WHERE, "dtype": np.float32}) for xp in (real_cupy, np))
+        assert np.abs(a.get() - b).max() < 2e-6
+
+
+def test_box_muller_by_hand():
+    w = np.array([[(3 << 62) | 0x40000000, 0]], dtype=np.uint64)  # u1 = 1/4, angle 3/4 of a turn; and the smallest u1
+    z = noise.normals(np, w, np.float64)[0]
+    u = np.array([0.25 + 2**-33, 2**-33])
+    angle = 2 * np.pi * np.array([0.75 + 2**-33, 2**-33])
+    expected = np.concatenate([np.sqrt(-2 * np.log(u)) * np.cos(angle), np.sqrt(-2 * np.log(u)) * np.sin(angle)])
+    assert np.allclose(z, expected, rtol=1e-14, atol=1e-14)
+    extreme = noise.normals(np, np.array([[2**64 - 1]], dtype=np.uint64), np.float32)
+    assert np.isfinite(extreme).all()
+
+
+@pytest.mark.parametrize("kind", noise.KINDS)
+@given(start=st.integers(0, 5), stop=st.integers(6, 40), units=st.integers(1, 600))
+def test_a_part_of_a_batch_gets_the_whole_batchs_numbers(kind, start, stop, units):
+    whole = draw(kind, (units,), rows=range(stop), samples=range(3))
+    assert whole.shape == (3, stop, units)
+    assert np.array_equal(draw(kind, (units,), rows=range(start, stop), samples=range(1, 3)), whole[1:, start:])
+
+
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_blocks_of_rows_do_not_show(kind, monkeypatch):
+    whole = draw(kind, rows=range(50))
+    monkeypatch.setattr(noise, "cache_block", lambda xp: 40)
+    assert np.array_equal(draw(kind, rows=range(50)), whole)
+
+
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_seed_stream_step_layer_sample_and_row_all_matter(kind):
+    base = draw(kind, (100,))
+    for change in (dict(seed=4), dict(stream=noise.BASELINE), dict(step=6), dict(layer=2), dict(samples=range(2, 4)), dict(rows=range(6, 12))):
+        other = draw(kind, (100,), **change)
+        assert np.abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < 5 / np.sqrt(base.size), change
+    rows = base.reshape(-1, 100)
+    assert len(np.unique(rows, axis=0)) == len(rows), "samples or rows share their noise"
+
+
+def test_gaussian_noise_is_gaussian():
+    """False alarms: one in 10^6 each, at a fixed seed; the power check sees a 5% error of sigma."""
+    z = draw(shape=(1001,), sigma=0.3, rows=range(100)).ravel() / 0.3
+    assert stats.kstest(z, "norm").pvalue > 1e-6
+    assert stats.kstest(1.05 * z, "norm").pvalue < 1e-6
+    moments = stats.chi2.cdf(np.sum(z**2), z.size)
+    assert 1e-6 < moments < 1 - 1e-6
+    assert abs(np.mean(z)) < 5 / np.sqrt(z.size)
+    neighbours = z.reshape(2, 100, 1001)
+    for a, b in ((neighbours[0], neighbours[1]), (neighbours[:, :-1], neighbours[:, 1:]), (neighbours[..., :-1], neighbours[..., 1:])):
+        assert abs(np.mean(a * b)) < 5 / np.sqrt(a.size)
+
+
+def test_rademacher_noise_is_two_valued_and_balanced():
+    z = draw("rademacher", (1001,), sigma=0.5, rows=range(100))
+    assert set(np.unique(z)) == {-0.5, 0.5}
+    assert abs(np.mean(z)) < 5 * 0.5 / np.sqrt(z.size)
+    assert abs(np.mean(z[..., :-1] * z[..., 1:])) < 5 * 0.25 / np.sqrt(z.size)
+
+
+def test_rademacher_bits_are_the_words_bits():
+    z = draw("rademacher", (70,), sigma=1.0, samples=range(1), rows=range(2))[0, 1]
+    w = noise.words(np, 3, noise.NOISE, (1, 0, 1, 5), 1)  # a row of 70 signs takes one block of 256 bits
+    assert [(1 if int(w[i // 64]) >> (i % 64) & 1 else -1) for i in range(70)] == z.tolist()
+
+
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_float32_noise_is_the_rounded_float64_noise(kind):
+    a, b = draw(kind, (1000,), dtype=np.float32), draw(kind, (1000,))
+    assert a.dtype == np.float32 and np.abs(a - b).max() < 1e-5
+
+
+def test_a_convolutions_noise_is_an_image_with_channels_innermost():
+    image, flat = draw(shape=(2, 3, 4)), draw(shape=(24,))
+    assert image.shape == (2, 6, 2, 3, 4)
+    assert np.array_equal(image.transpose(0, 1, 3, 4, 2).reshape(2, 6, 24), flat)
+    assert image.transpose(0, 1, 3, 4, 2).flags.c_contiguous
+
+
+def test_permutation():
+    a, b = noise.permutation(0, 0, 1000), noise.permutation(0, 1, 1000)
+    assert sorted(a) == list(range(1000)) and not np.array_equal(a, b)
+    assert np.array_equal(a, noise.permutation(0, 0, 1000)) and not np.array_equal(a, noise.permutation(1, 0, 1000))
+    assert abs(np.corrcoef(a, np.arange(1000))[0, 1]) < 0.15
+
+
+def test_uniforms():
+    u = noise.uniforms(1, noise.WEIGHTS, 0, 10_001)
+    assert u.shape == (10_001,) and 0 < u.min() < u.max() < 1 and stats.kstest(u, "uniform").pvalue > 1e-6
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="unknown noise 'pink': expected one of gaussian, rademacher"):
+        draw("pink")
+    with pytest.raises(ValueError, match="seed"):
+        draw(seed=-1)

@@ -1,0 +1,66 @@
+import math
+
+import numpy as np
+import pytest
+
+from npref import adam_step, init_adam, sgd_step
+
+
+def test_sgd_by_hand():
+    w = [np.array([1.0, -2.0]), np.array([[0.5]])]
+    sgd_step(w, [np.array([0.5, 1.0]), np.array([[-1.0]])], 0.1)
+    assert np.allclose(w[0], [0.95, -2.1], rtol=1e-15) and np.allclose(w[1], [[0.6]], rtol=1e-15)
+
+
+@pytest.mark.parametrize("eps_hat", [False, True])
+def test_adam_by_hand(eps_hat):
+    """Two steps of one number, written out; epsilon is large, so that its place shows."""
+    w, state, eps, lr = [np.array([1.0])], None, 0.1, 0.01
+    state = init_adam(w)
+    m = v = 0.0
+    expected = 1.0
+    for t, d in enumerate((0.3, -0.2), 1):
+        m, v = 0.9 * m + 0.1 * d, 0.999 * v + 0.001 * d * d
+        if eps_hat:
+            expected -= lr * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (math.sqrt(v) + eps)
+        else:
+            expected -= lr * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + eps)
+        adam_step(w, [np.array([d])], state, lr, eps=eps, eps_hat=eps_hat)
+        assert math.isclose(w[0][0], expected, rel_tol=1e-14) and state.t == t
+        assert math.isclose(state.m[0][0], m, rel_tol=1e-14) and math.isclose(state.v[0][0], v, rel_tol=1e-14)
+
+
+def test_adams_default_epsilon_and_betas():
+    w = [np.array([0.0])]
+    adam_step(w, [np.array([1e-7])], init_adam(w), 1.0)  # m̂ = √v̂ = 1e-7 = ε
+    assert math.isclose(w[0][0], -0.5, rel_tol=1e-9)
+    adam_step(w := [np.array([0.0])], [np.array([1e-7])], init_adam(w), 1.0, eps_hat=True)
+    eta, root = math.sqrt(0.001) / 0.1, math.sqrt(0.001) * 1e-7
+    assert math.isclose(w[0][0], -eta * 1e-8 / (root + 1e-7), rel_tol=1e-9)
+
+
+def test_adam_is_elementwise_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    w, d = rng.normal(size=(7, 9)), rng.normal(size=(7, 9))
+    whole, parts = [w.copy()], [w.copy()]
+    adam_step(whole, [d], init_adam(whole), 0.1)
+    monkeypatch.setattr("npref.optim.cache_block", lambda xp: 5)
+    adam_step(parts, [d], init_adam(parts), 0.1)
+    assert np.array_equal(whole[0], parts[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dtype_is_kept(dtype):
+    w = [np.ones(3, dtype=dtype)]
+    state = init_adam(w)
+    adam_step(w, [np.ones(3, dtype=dtype)], state, 0.1)
+    sgd_step(w, [np.ones(3, dtype=dtype)], 0.1)
+    assert w[0].dtype == state.m[0].dtype == state.v[0].dtype == dtype
+
+
+def test_memory_that_cannot_change_in_place_is_refused():
+    w = [np.ones((3, 2)).T]
+    with pytest.raises(ValueError, match="C-contiguous"):
+        adam_step(w, [np.ones((2, 3))], init_adam([np.ones((2, 3))]), 0.1)
+    with pytest.raises(ValueError):
+        sgd_step([np.ones(2)], [np.ones(2), np.ones(2)], 0.1)

@@ -1,0 +1,301 @@
+"""The batched rules against the literal equations, against finite differences and complex steps, and against exact expectations."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import EPS, Literal, assert_close, random_batch, random_network, random_noise, random_params
+
+from npref import Conv, Dense, Network, Params, equations, rules
+from npref.functions import LOSSES, loss, loss_gradient
+from npref.network import forward
+from npref.train import Config, compute_update
+
+seeds = st.integers(0, 2**32 - 1)
+CONV = pytest.mark.parametrize("conv", [False, True], ids=["dense", "conv"])
+
+
+def setting(seed, conv, **options):
+    rng = np.random.default_rng(seed)
+    network = random_network(rng, conv, **options)
+    params = random_params(rng, network, decorrelate=bool(rng.integers(2)))
+    B, K = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    return rng, network, params, *random_batch(rng, network, B), K
+
+
+def literal_update(rule, network, params, x, t, eps, sigma2, which_loss, baseline=None, per_layer=False):
+    """ΔW, Δb (matrices) and their scales, averaged over samples and noise samples, one sample at a time by equations.py."""
+    net = Literal(network, params)
+    L, B = len(net.W), len(x)
+    K = 1 if rule == "bp" else len(eps[0])
+    dW, db = [np.zeros_like(W) for W in net.W], [np.zeros_like(b) for b in net.b]
+    scale_W, scale_b = [np.zeros_like(W) for W in net.W], [np.zeros_like(b) for b in net.b]
+    all_dL = np.zeros((K, L, B))
+
+    def add(l, update, scale):
+        for total, x_l in ((dW, x_star[l]), (db, np.ones((1, x_star[l].shape[1])))):
+            total[l] += update(x_l) / (K * B)
+        for total, x_l in ((scale_W, x_star[l]), (scale_b, np.ones((1, x_star[l].shape[1])))):
+            total[l] += np.sum(scale(np.abs(x_l))) / (K * B)
+
+    def measure(output, b):
+        return loss(which_loss, output.reshape(1, -1), t[b : b + 1])[0]
+
+    for b in range(B):
+        x_star, a, out = net.forward(x[b], None if baseline is None else [e[b] for e in baseline])
+        clean = measure(out[-1], b)
+        if rule == "bp":
+            g = net.gradients(loss_gradient(which_loss, out[-1].reshape(1, -1), t[b : b + 1]).T, a)
+            for l in range(L):
+                add(l, lambda x_l, l=l: equations.bp_update(g[l], x_l), lambda x_l, l=l: np.abs(g[l]) @ x_l.T)
+            continue
+        for k in range(K):
+            for l in range(L):
+                noise = [e[k, b] if rule != "inp" or m == l else np.zeros_like(e[k, b]) for m, e in enumerate(eps)]
+                _, a_tilde, noisy_out = net.forward(x[b], noise)
+                noisy = measure(noisy_out[-1], b)
+                dL, size = noisy - clean, abs(noisy) + abs(clean)
+                all_dL[k, l, b] = dL
+                e = net.columns(eps[l][k, b])
+                da = [p - q for p, q in zip(a_tilde, a)]
+                if rule == "np":
+                    add(l, lambda x_l: equations.np_update(dL, e, sigma2, x_l), lambda x_l: size * np.abs(e) / sigma2 @ x_l.T)
+                elif rule == "inp":
+                    add(l, lambda x_l: equations.inp_update(net.N[l], dL, e, x_l),
+                        lambda x_l: net.N[l] * size * np.abs(e) / np.sum(e**2) @ x_l.T)
+                else:
+                    N, n2 = sum(net.N), np.sum(da[l] ** 2) if per_layer else sum(np.sum(d**2) for d in da)
+                    moved = np.abs(a_tilde[l]) + np.abs(a[l])
+                    add(l, lambda x_l: equations.anp_update(N, dL, da, l, x_l, per_layer),
+                        lambda x_l: N * size * (np.abs(da[l]) * (1 + np.sqrt(np.sum(moved**2) / n2)) + moved) / n2 @ x_l.T)
+    return dW, db, scale_W, scale_b, all_dL
+
+
+def batched_update(rule, network, params, x, t, eps, sigma2, which_loss, baseline=None, norm="network"):
+    if rule == "bp":
+        return rules.bp_update(network, params, x, t, loss=which_loss)
+    if rule == "np":
+        return rules.np_update(network, params, x, t, [eps], sigma2=sigma2, loss=which_loss, baseline=baseline)
+    if rule == "inp":
+        return rules.inp_update(network, params, x, t, [eps], loss=which_loss)
+    return rules.anp_update(network, params, x, t, [eps], loss=which_loss, baseline=baseline, norm=norm)
+
+
+def assert_agree(update, literal, params, rule):
+    dW, db, scale_W, scale_b, dL = literal
+    for l, W in enumerate(params.W):
+        assert update.dW[l].shape == W.shape
+        assert_close(update.dW[l].reshape(len(W), -1), dW[l], scale_W[l])
+        if params.b[l] is None:
+            assert update.db[l] is None
+        else:
+            assert_close(update.db[l][:, None], db[l], scale_b[l])
+    if rule != "bp":
+        assert_close(update.dL, dL if rule == "inp" else dL[:, 0], 10)
+
+
+@CONV
+@pytest.mark.parametrize("rule", ["bp", "np", "inp", "anp"])
+@given(seed=seeds, which_loss=st.sampled_from(LOSSES))
+def test_rules_are_the_equations(rule, conv, seed, which_loss):
+    rng, network, params, x, t, K = setting(seed, conv)
+    eps = random_noise(rng, network, K, len(x))
+    literal = literal_update(rule, network, params, x, t, eps, 0.25, which_loss)
+    assert_agree(batched_update(rule, network, params, x, t, eps, 0.25, which_loss), literal, params, rule)
+
+
+@CONV
+@pytest.mark.parametrize("rule", ["np", "anp"])
+@given(seed=seeds)
+def test_noisy_baseline_is_the_clean_pass_of_the_equations(rule, conv, seed):
+    rng, network, params, x, t, K = setting(seed, conv)
+    eps, baseline = random_noise(rng, network, K, len(x)), [e[0] for e in random_noise(rng, network, 1, len(x))]
+    literal = literal_update(rule, network, params, x, t, eps, 0.25, "cce", baseline)
+    assert_agree(batched_update(rule, network, params, x, t, eps, 0.25, "cce", baseline), literal, params, rule)
+
+
+@given(seed=seeds)
+def test_anp_per_layer_norm(seed):
+    rng, network, params, x, t, K = setting(seed, False)
+    eps = random_noise(rng, network, K, len(x))
+    literal = literal_update("anp", network, params, x, t, eps, 0.25, "cce", per_layer=True)
+    assert_agree(batched_update("anp", network, params, x, t, eps, 0.25, "cce", norm="layer"), literal, params, "anp")
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "step", "sign"])
+@pytest.mark.parametrize("rule", ["np", "inp", "anp"])
+def test_perturbation_rules_with_every_activation(rule, activation):
+    rng, network, params, x, t, K = setting(5, True, activation=activation, depth=2)
+    eps = random_noise(rng, network, K, len(x))
+    literal = literal_update(rule, network, params, x, t, eps, 0.25, "cce")
+    assert_agree(batched_update(rule, network, params, x, t, eps, 0.25, "cce"), literal, params, rule)
+
+
+@CONV
+@pytest.mark.parametrize("which_loss", LOSSES)
+@given(seed=seeds)
+def test_bp_agrees_with_complex_step(which_loss, conv, seed):
+    """Im L(w + ih) / h is dL/dw without cancellation; it knows nothing of backpropagation."""
+    rng, network, params, x, t, _ = setting(seed, conv, activation=("leaky_relu", "tanh")[seed % 2])
+    update, h = rules.bp_update(network, params, x, t, loss=which_loss), 1e-30
+    wide = Params(*(tuple(None if a is None else a.astype(complex) for a in group) for group in (params.W, params.b, params.R)))
+    for l in range(len(network.layers)):
+        for arrays, d in ((wide.W, update.dW), (wide.b, update.db)):
+            if arrays[l] is None:
+                continue
+            flat = arrays[l].reshape(-1)
+            for i in rng.choice(flat.size, size=min(5, flat.size), replace=False):
+                flat[i] += 1j * h
+                value = loss(which_loss, forward(network, wide, x.astype(complex)).y, t).mean().imag / h
+                flat[i] -= 1j * h
+                assert_close(d[l].reshape(-1)[i], value, 1 + abs(value), c=1e4)
+
+
+@CONV
+@given(seed=seeds)
+def test_bp_agrees_with_central_differences(conv, seed):
+    rng, network, params, x, t, _ = setting(seed, conv, activation="tanh")
+    update, h = rules.bp_update(network, params, x, t), EPS ** (1 / 3)
+    for l, W in enumerate(params.W):
+        flat = W.reshape(-1)
+        for i in rng.choice(flat.size, size=min(3, flat.size), replace=False):
+            old, values = flat[i], []
+            for sign in (1, -1):
+                flat[i] = old + sign * h
+                values.append(loss("cce", forward(network, params, x).y, t).mean())
+            flat[i] = old
+            scale = 1 + np.abs(x).max() ** 3 * 100  # bounds the third derivative here; the error is h²/6 of it, and eps/h
+            assert abs(update.dW[l].reshape(-1)[i] - (values[0] - values[1]) / (2 * h)) < scale * h**2
+
+
+def isotropic(network, B, sigma, antithetic):
+    """K noise samples whose v vᵀ/‖v‖² average to I/N exactly in every layer: √N_l σ times the standard basis, in turn."""
+    K = math.lcm(*network.units)
+    eps = [np.broadcast_to(sigma * math.sqrt(N) * np.eye(N)[np.arange(K) % N][:, None, :], (K, B, N)).reshape(K, B, *shape)
+           for N, shape in zip(network.units, network.shapes[1:])]
+    return [np.concatenate([e, -e]) for e in eps] if antithetic else eps
+
+
+@CONV
+@pytest.mark.parametrize("antithetic, order", [(False, 1), (True, 2)])
+def test_inp_is_the_gradient_under_an_isotropic_design(conv, antithetic, order):
+    """Eq. 4: exact but for the curvature: O(σ) one-sided, O(σ²) with antithetic pairs; halving σ shows the order."""
+    layers = [Conv(2, 2, activation="tanh"), Dense(3, activation="tanh", bias=True)] if conv else [Dense(4, activation="tanh")] * 2
+    network = Network((1, 3, 3) if conv else (5,), (*layers, Dense(2, activation="identity")))
+    rng = np.random.default_rng(2)
+    params, (x, t) = random_params(rng, network), random_batch(rng, network, 3)
+    exact = rules.bp_update(network, params, x, t)
+
+    def error(sigma):
+        update = rules.inp_update(network, params, x, t, [isotropic(network, 3, sigma, antithetic)])
+        return np.array([np.abs(u - e).max() for u, e in zip((*update.dW, *[b for b in update.db if b is not None]),
+                                                             (*exact.dW, *[b for b in exact.db if b is not None]))])
+
+    first, second = error(1e-2), error(5e-3)
+    assert (first < 0.05).all() and (np.abs(first / second - 2**order) < 0.2 * 2**order).all(), (first, second)
+
+
+@given(seed=seeds)
+def test_single_layer_rules_agree(seed):
+    """For L = 1 ANP is INP (N has no input units), and NP differs by a factor a sample."""
+    rng, network, params, x, t, K = setting(seed, False, depth=0)
+    eps = random_noise(rng, network, K, len(x))
+    inp = rules.inp_update(network, params, x, t, [eps])
+    anp = rules.anp_update(network, params, x, t, [eps])
+    a = forward(network, params, x).a[0]
+    scale = 100 * network.units[0] * (1 + np.abs(a).max()) / np.sqrt((eps[0] ** 2).sum(-1).min()) ** 2 * (1 + np.abs(inp.trace.x_star[0]).max())
+    assert_close(anp.dW[0], inp.dW[0], scale)
+    one = [e[:1, :1] for e in eps]
+    g_np = rules.np_update(network, params, x[:1], t[:1], [one], sigma2=0.25).dW[0]
+    g_inp = rules.inp_update(network, params, x[:1], t[:1], [one]).dW[0]
+    assert_close(g_np * 0.25 * network.units[0] / (one[0] ** 2).sum(), g_inp, scale)
+
+
+@pytest.mark.parametrize("rule", ["np", "inp", "anp"])
+def test_groups_of_noise_add_up(rule):
+    rng, network, params, x, t, _ = setting(11, True)
+    eps = random_noise(rng, network, 5, len(x))
+
+    def run(groups):
+        options = dict(sigma2=0.25) if rule == "np" else {}
+        return getattr(rules, f"{rule}_update")(network, params, x, t, groups, **options)
+
+    whole, parts = run([eps]), run([[e[:2] for e in eps], [e[2:3] for e in eps], [e[3:] for e in eps]])
+    for d, e in zip(whole.dW, parts.dW):
+        assert_close(d, e, 10 * np.abs(d).max(), c=1000)
+    assert_close(whole.dL, parts.dL, 10)
+    assert whole.dL.shape == ((5, len(network.layers), len(x)) if rule == "inp" else (5, len(x)))
+
+
+def test_many_rows_use_one_product_and_few_rows_do_not_change_the_result():
+    """A = W R is formed when a layer sees more rows than it has units; both ways give the same numbers."""
+    rng, network, params, x, t, _ = setting(3, False, depth=2)
+    params = random_params(rng, network, decorrelate=True)
+    x, t = random_batch(rng, network, 12)
+    eps = random_noise(rng, network, 3, 12)
+    whole = rules.anp_update(network, params, x, t, [eps])
+    parts = [rules.anp_update(network, params, x[b : b + 1], t[b : b + 1], [[e[:, b : b + 1] for e in eps]]) for b in range(12)]
+    for l in range(len(network.layers)):
+        assert_close(whole.dW[l], sum(p.dW[l] for p in parts) / 12, 100 * np.abs(whole.dW[l]).max(), c=1000)
+
+
+def test_a_perturbation_that_is_rounded_away_changes_nothing():
+    rng, network, params, x, t, _ = setting(3, False, depth=1)
+    update = rules.anp_update(network, params, x, t, [random_noise(rng, network, 1, len(x), sigma=1e-30)])
+    assert all((d == 0).all() for d in update.dW)
+
+
+def test_every_sample_and_unit_has_its_own_noise_and_loss_difference():
+    config = Config(method="np", arch="fc3", dtype="float64", sigma2=0.01)
+    network = Network((6,), (Dense(5), Dense(4), Dense(3, activation="identity")))
+    rng = np.random.default_rng(0)
+    params, x = random_params(rng, network, decorrelate=False), np.ones((4, 6))
+    t = np.eye(3)[[0, 0, 0, 0]]  # four equal samples: whatever differs between them is noise
+    update = compute_update(config, network, params, x, t, step=0)
+    assert len(np.unique(update.dL)) == 4
+    again = compute_update(config, network, params, x, t, step=1)
+    assert not np.intersect1d(update.dL, again.dL).size
+
+
+def test_errors_of_input():
+    rng, network, params, x, t, _ = setting(1, False, depth=1)
+    eps = random_noise(rng, network, 2, len(x))
+    with pytest.raises(ValueError, match="x must be"):
+        rules.bp_update(network, params, x[:, 1:], t)
+    with pytest.raises(ValueError, match="one-hot"):
+        rules.bp_update(network, params, x, t.argmax(1))
+    with pytest.raises(TypeError, match="one dtype"):
+        rules.bp_update(network, params, x.astype(np.float32), t)
+    with pytest.raises(ValueError, match="one array per layer"):
+        rules.inp_update(network, params, x, t, [eps[:1]])
+    with pytest.raises(ValueError, match="noise of layer 2"):
+        rules.anp_update(network, params, x, t, [(eps[0], eps[1][:, :, :-1])])
+    with pytest.raises(TypeError, match="noise of layer 1"):
+        rules.anp_update(network, params, x, t, [[e.astype(np.float32) for e in eps]])
+    with pytest.raises(ValueError, match="no group"):
+        rules.anp_update(network, params, x, t, [])
+    with pytest.raises(TypeError, match=r"pass \[eps\]"):
+        rules.anp_update(network, params, x, t, eps[0])
+    with pytest.raises(ValueError, match="unknown norm"):
+        rules.anp_update(network, params, x, t, [eps], norm="sample")
+    with pytest.raises(ValueError, match="unknown method"):
+        rules.split_method("xnp")
+    with pytest.raises(ValueError, match="unknown loss"):
+        rules.bp_update(network, params, x, t, loss="hinge")
+
+
+def test_bp_refuses_an_activation_without_a_derivative():
+    rng, network, params, x, t, _ = setting(1, False, activation="step", depth=1)
+    with pytest.raises(ValueError, match="needs a derivative, which the step activation does not have"):
+        rules.bp_update(network, params, x, t)
+
+
+def test_group_size_respects_the_budget():
+    network = Network((8,), (Dense(100), Dense(10, activation="identity")))
+    assert rules.group_size(network, "anp", 50, 8, 7, budget=10**9) == 7
+    assert rules.group_size(network, "anp", 50, 8, 7, budget=1) == 1
+    small, large = (rules.group_size(network, "anp", 50, 8, 10**6, budget=b) for b in (10**7, 2 * 10**7))
+    assert 1 < small < large
+    assert rules.group_size(network, "inp", 50, 8, 10**6, budget=10**7) < small

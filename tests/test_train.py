@@ -1,0 +1,268 @@
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from reference import assert_close
+
+from npref import METHODS, datasets, equations, forward, loss, noise, one_hot, runlog
+from npref.config import Config
+from npref.datasets import Dataset
+from npref.train import Diverged, Interrupted, compute_update, evaluate, initial_state, prepare, train, training_step
+
+SMALL = dict(arch="fc1", batch_size=16, epochs=3, dataset="synthetic")
+
+
+def small_data(n=40):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (n + 25, 3, 10, 10)).astype(np.uint8), rng.integers(0, 10, n + 25)
+    return Dataset("synthetic", "made here", x[:n], y[:n], x[n:], y[n:], 10)
+
+
+def weights(out):
+    return runlog.read_checkpoint(out / "checkpoint.h5")["arrays"]
+
+
+def same_bytes(a, b):
+    assert a.keys() == b.keys()
+    return all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def without_seconds(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(method):
+    """On data with a clear pattern the loss falls; that an update is subtracted is not taken on trust."""
+    rng = np.random.default_rng(0)
+    y = np.arange(250) % 10
+    x = np.clip(rng.normal(0, 40, (250, 3, 4, 4)) + rng.integers(50, 200, (10, 3, 4, 4))[y], 0, 255).astype(np.uint8)
+    data = Dataset("synthetic", "made here", x[:200], y[:200], x[200:], y[200:], 10)
+    rows = list(train(Config(method=method, arch="fc1", batch_size=50, epochs=8, lr=1e-2, dataset="synthetic"), data))
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.3 and rows[-1]["test_accuracy"] > 0.3
+
+
+@pytest.mark.parametrize("method", ["np", "danp", "dinp"])
+def test_two_epochs_by_the_parts(method, tmp_path):
+    """The loop against its parts put together by hand: order of samples, noise of the step, update, R, totals, last short batch."""
+    config, data = Config(method=method, **{**SMALL, "epochs": 2}, dtype="float64"), small_data()
+    rows = list(train(config, data, tmp_path))
+    network = config.network((3, 10, 10), 10)
+    state = initial_state(config, network)
+    step = 0
+    for epoch in range(2):
+        order, losses = noise.permutation(config.seed, epoch, 40), []
+        for chosen in (order[:16], order[16:32], order[32:]):
+            x, t = data.x_train[chosen] / 255, np.eye(10)[data.y_train[chosen]]
+            losses.append(loss("cce", forward(network, state.params, x).y, t))
+            update = compute_update(config, network, state.params, x, t, step)
+            R = [None if r is None else equations.decorrelation_update(r, [row[:, None] for row in x_star], config.decor_lr)
+                 for r, x_star in zip(state.params.R, update.trace.x_star)]
+            training_step(config, network, state, x, t, step)
+            for new, expected in zip(state.params.R, R):
+                assert (new is None) == (not method.startswith("d"))
+                if new is not None:
+                    assert_close(new, expected, 100)
+                    assert not np.array_equal(new, np.eye(len(new))), "R_0 was not updated"
+            step += 1
+        assert rows[epoch]["train_loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-12)
+        assert rows[epoch]["step"] == step and rows[epoch]["epoch"] == epoch + 1
+    assert same_bytes({"params/W/0": state.params.W[0]}, {"params/W/0": weights(tmp_path)["params/W/0"]})
+    test_loss, accuracy = evaluate(network, state.params, data.x_test, data.y_test)
+    assert rows[1]["test_loss"] == test_loss and rows[1]["test_accuracy"] == accuracy
+
+
+def test_all_decorrelation_matrices_change():
+    data = small_data()
+    config = Config(method="danp", arch="fc3", dataset="synthetic", batch_size=16)
+    network = config.network((3, 10, 10), 10)
+    state = initial_state(config, network)
+    training_step(config, network, state, prepare(data.x_train, "float32"), one_hot(data.y_train, 10), 0)
+    assert len(state.params.R) == 4 and not any(np.array_equal(R, np.eye(len(R))) for R in state.params.R)
+
+
+def test_the_noise_is_that_of_the_step():
+    config = Config(method="anp", arch="fc1", samples=3, dtype="float64", seed=5, sigma2=0.04)
+    network = config.network((3, 4, 4), 10)
+    params, x, t = initial_state(config, network).params, np.random.default_rng(0).uniform(size=(6, 3, 4, 4)), np.eye(10)[:6]
+    update = compute_update(config, network, params, x, t, step=9)
+    eps = noise.draw(np, "gaussian", (10,), 0.2, seed=5, step=9, layer=0, samples=range(3), rows=range(6), dtype="float64")
+    a = forward(network, params, x).y
+    assert np.allclose(update.dL, loss("cce", a + eps, t) - loss("cce", a, t), rtol=1e-10)
+
+
+def test_the_noisy_baseline_has_noise_of_its_own():
+    config = Config(method="np", arch="fc1", noisy_baseline=True, dtype="float64", sigma2=0.04)
+    network = config.network((3, 4, 4), 10)
+    params, x, t = initial_state(config, network).params, np.random.default_rng(0).uniform(size=(6, 3, 4, 4)), np.eye(10)[:6]
+    update = compute_update(config, network, params, x, t, step=2)
+    where = dict(seed=0, step=2, layer=0, samples=range(1), rows=range(6), dtype="float64")
+    one, two = (noise.draw(np, "gaussian", (10,), 0.2, **where, stream=s)[0] for s in (noise.NOISE, noise.BASELINE))
+    a = forward(network, params, x).y
+    assert np.allclose(update.losses, loss("cce", a + two, t), rtol=1e-12)
+    assert np.allclose(update.dL[0], loss("cce", a + one, t) - loss("cce", a + two, t), rtol=1e-9)
+
+
+def test_k_samples_average_k_single_samples():
+    config = Config(method="danp", arch="fc3", samples=4, dtype="float64", sigma2=1e-2)
+    network = config.network((3, 4, 4), 10)
+    params, x, t = initial_state(config, network).params, np.random.default_rng(0).uniform(size=(6, 3, 4, 4)), np.eye(10)[:6]
+    together = compute_update(config, network, params, x, t, 0)
+    eps = [noise.draw(np, "gaussian", s, 0.1, seed=0, step=0, layer=l, samples=range(4), rows=range(6), dtype="float64")
+           for l, s in enumerate(network.shapes[1:])]
+    from npref import anp_update
+
+    alone = [anp_update(network, params, x, t, [[e[k : k + 1] for e in eps]]) for k in range(4)]
+    for l in range(4):
+        assert_close(together.dW[l], sum(u.dW[l] for u in alone) / 4, 100 * np.abs(together.dW[l]).max(), c=2000)
+
+
+@pytest.mark.parametrize("optimizer, extra", [("adam", {}), ("adam-eps-hat", {}), ("sgd", dict(lr=0.01))])
+def test_resume_is_bit_identical(tmp_path, optimizer, extra):
+    config, data = Config(method="danp", **SMALL, optimizer=optimizer, bias=True, eval_train=True, **extra), small_data()
+    whole = list(train(config, data, tmp_path / "whole"))
+    for stop_at in (0, 1, 4, 8):
+        out, count = tmp_path / f"stopped{stop_at}", iter(range(100))
+        with pytest.raises(Interrupted, match="stopped in epoch"):
+            list(train(config, data, out, stop=lambda: next(count) == stop_at))  # noqa: B023
+        assert runlog.read_log(out / "log.h5")["status"] == "interrupted"
+        list(train(config, data, out, resume=True))
+        assert same_bytes(weights(out), weights(tmp_path / "whole"))
+        log = runlog.read_log(out / "log.h5")
+        assert without_seconds(log["rows"]) == without_seconds(whole) and log["status"] == "finished"
+
+
+def test_more_epochs_can_be_asked_for_on_resume(tmp_path):
+    config, data = Config(method="np", **SMALL), small_data()
+    list(train(replace(config, epochs=1), data, tmp_path / "a"))
+    assert len(list(train(config, data, tmp_path / "a", resume=True))) == 2
+    list(train(config, data, tmp_path / "b"))
+    assert same_bytes(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    with pytest.raises(ValueError, match="has finished 3 epochs already"):
+        train(config, data, tmp_path / "a", resume=True)
+
+
+def test_a_changed_configuration_is_refused_by_name(tmp_path):
+    config, data = Config(method="np", **SMALL), small_data()
+    list(train(config, data, tmp_path))
+    with pytest.raises(ValueError, match="changed configuration: lr was 0.001, now 0.1; seed was 0, now 7; start a new run"):
+        train(replace(config, lr=0.1, seed=7, epochs=5), data, tmp_path, resume=True)
+    other = replace(data, y_train=(data.y_train + 1) % 10)
+    with pytest.raises(ValueError, match="the data's contents"):
+        train(replace(config, epochs=5), other, tmp_path, resume=True)
+    assert len(runlog.read_log(tmp_path / "log.h5")["rows"]) == 3
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    config, data = Config(method="np", **SMALL), small_data()
+    list(train(config, data, tmp_path))
+    before = (tmp_path / "log.h5").read_bytes()
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(config, data, tmp_path)
+    assert (tmp_path / "log.h5").read_bytes() == before
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run file"):
+        train(Config(**SMALL), small_data(), tmp_path / "none", resume=True)
+    with pytest.raises(ValueError, match="needs the folder"):
+        train(Config(**SMALL), small_data(), resume=True)
+
+
+@pytest.mark.parametrize("options, quantity", [
+    (dict(method="bp", lr=1e30, optimizer="sgd"), "the loss of the clean pass is not finite"),
+    (dict(method="np", lr=1e36, optimizer="sgd"), "is not finite"),
+    (dict(method="danp", decor_lr=1e39), "R_0 is not finite"),
+])
+def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path, options, quantity):
+    config, data = Config(**{**SMALL, "arch": "fc3"}, **options), small_data()
+    with pytest.raises(Diverged, match=rf"{config.method} diverged in epoch \d, step \d+: .*{quantity}"):
+        list(train(config, data, tmp_path))
+    log = runlog.read_log(tmp_path / "log.h5")
+    assert log["status"].startswith("diverged: ") and quantity in log["status"]
+    assert all(np.isfinite(a).all() for a in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize("spoil, quantity", [
+    (lambda s: s.params.W[0].__setitem__((0, 0), np.inf), "the loss of the clean pass"),
+    (lambda s: s.params.R[1].__setitem__((0, 0), np.nan), "the loss of the clean pass"),
+])
+def test_the_first_quantity_is_named(spoil, quantity):
+    config, data = Config(method="danp", arch="fc3"), small_data()
+    network = config.network((3, 10, 10), 10)
+    state = initial_state(config, network)
+    spoil(state)
+    with pytest.raises(Diverged, match=f"epoch 1, step 4: {quantity} is not finite"):
+        training_step(config, network, state, prepare(data.x_train, "float32"), one_hot(data.y_train, 10), 3)
+
+
+def test_an_overflowing_sum_of_finite_numbers_is_not_divergence():
+    config, data = Config(method="bp", arch="fc1", optimizer="sgd", lr=1e-6), small_data()
+    network = config.network((3, 10, 10), 10)
+    state = initial_state(config, network)
+    from npref.train import _check_finite
+
+    update = compute_update(config, network, state.params, prepare(data.x_train, "float32"), one_hot(data.y_train, 10), 0)
+    big = (np.full((10, 300), 3e38, dtype=np.float32),)
+    with np.errstate(over="ignore"):
+        _check_finite(config, state, replace(update, dW=big), one_hot(data.y_train, 10), 0)
+        big[0][3, 7] = np.nan
+        with pytest.raises(Diverged, match="the update ΔW_1 is not finite"):
+            _check_finite(config, state, replace(update, dW=big), one_hot(data.y_train, 10), 0)
+
+
+def test_columns_of_the_table(tmp_path):
+    data = small_data()
+    plain, = train(Config(method="np", **{**SMALL, "epochs": 1}), data)
+    assert list(plain) == ["epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
+    full, = train(Config(method="danp", **{**SMALL, "epochs": 1}, eval_train=True), data)
+    assert {"eval_train_loss", "eval_train_accuracy", "correlation", "correlation_0"} < full.keys() and "correlation_1" not in full
+    assert 0 < full["correlation"] <= 1 and full["eval_train_loss"] != full["train_loss"]
+
+
+def test_evaluate_counts_every_sample_once():
+    config, data = Config(method="dnp", arch="fc1"), small_data()
+    network = config.network((3, 10, 10), 10)
+    params = initial_state(config, network).params
+    params.R[0][...] += np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32) / 20
+    y = forward(network, params, prepare(data.x_train, "float32")).y
+    expected = loss("cce", y, one_hot(data.y_train, 10)).mean(), (y.argmax(1) == data.y_train).mean()
+    for batch in (7, 40, 1000):
+        assert np.allclose(evaluate(network, params, data.x_train, data.y_train, batch=batch), expected, rtol=1e-5)
+
+
+def test_prepare_scales_bytes_and_nothing_else():
+    x = prepare(np.array([0, 51, 255], dtype=np.uint8), "float32")
+    assert x.dtype == np.float32 and x.tolist() == [0, np.float32(0.2), 1]
+    assert prepare(np.array([2.5]), "float32").tolist() == [2.5]
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it():
+    row, = train(Config(method="np", **{**SMALL, "epochs": 1, "batch_size": 1000}), small_data())
+    assert row["step"] == 1
+
+
+def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    list(train(Config(method="np", **SMALL), small_data()))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dtype_never_changes(method):
+    for dtype in ("float32", "float64"):
+        config, data = Config(method=method, arch="conv", dtype=dtype, bias=True), datasets.synthetic(limit_train=4, limit_test=1)
+        network = config.network((3, 32, 32), 10)
+        state = initial_state(config, network)
+        update, _ = training_step(config, network, state, prepare(data.x_train, dtype), one_hot(data.y_train, 10, dtype), 0)
+        arrays = [*state.params.W, *state.params.b, *state.params.R, *state.adam.m, *state.adam.v, *update.dW, *update.db,
+                  *update.trace.x_star, *update.trace.a, *update.trace.x]
+        assert {str(a.dtype) for a in arrays if a is not None} == {dtype} and update.losses.dtype == np.float64
+
+
+def test_real_cifar10(cifar10_dir):
+    """A few steps of the paper's main network on the real images."""
+    data = datasets.load_cifar10(cifar10_dir).limited(2000, 500)
+    rows = list(train(Config(method="dbp", arch="fc1", dataset="cifar10", epochs=3, batch_size=500), data))
+    assert rows[-1]["test_accuracy"] > 0.22
