@@ -110,12 +110,13 @@ def run(args, given, stop):
     else:
         config = Config(**given)
     plot = plotter(args.plot)
-    data = datasets.load(config.dataset, args.data_dir)
-    say(f"data: {data.source}; {config.limit_train or len(data.x_train)} training and {config.limit_test or len(data.x_test)} test images")
+    data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
+    say(f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test images")
     out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
     bar = Bar(args.quiet)
     epochs = train(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
-    say(f"run: {config.method} on {config.arch}, {config.optimizer} with lr {config.lr:g}, seed {config.seed}, {config.backend} {config.dtype}")
+    say(f"run: {config.method} on {config.arch}, {config.optimizer} with lr {config.lr:g}, seed {config.seed}, "
+        f"{config.backend} {config.dtype}")
     try:
         for row in epochs:
             bar.close()
@@ -127,8 +128,9 @@ def run(args, given, stop):
     log = read_log(out / "log.h5")
     best = max(log["rows"], key=lambda row: row["test_accuracy"])
     last = log["rows"][-1]
-    print(f"{config.method} {config.arch} on {data.name}: peak test accuracy {best['test_accuracy']:.1%} (epoch {best['epoch']}), peak train "
-          f"{max(row['train_accuracy'] for row in log['rows']):.1%}; final test {last['test_accuracy']:.1%}, train {last['train_accuracy']:.1%}")
+    peak_train = max(row["train_accuracy"] for row in log["rows"])
+    print(f"{config.method} {config.arch} on {data.name}: peak test accuracy {best['test_accuracy']:.1%} (epoch {best['epoch']}), "
+          f"peak train {peak_train:.1%}; final test {last['test_accuracy']:.1%}, train {last['train_accuracy']:.1%}")
     print(f"log: {out / 'log.h5'}\ncheckpoint: {out / 'checkpoint.h5'}")
     if plot is not None:
         print(f"picture: {plot(log, out / 'curves.png')}")

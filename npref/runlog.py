@@ -101,6 +101,12 @@ def _read_head(file):
             "status": file.attrs["status"], "rows": [{name: row[name].item() for name in table.dtype.names} for row in table]}
 
 
+def remove_leftovers(folder):
+    """Delete the temporary files that a killed run left behind; none of them was ever complete."""
+    for path in Path(folder).glob(".*.h5.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def _opened(path):
     if not Path(path).is_file():

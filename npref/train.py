@@ -156,6 +156,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     network = config.network(data.x_train.shape[1:], data.classes)
     environment = {**runlog.environment(backend), "data": data.fingerprint()}
     out = None if out is None else Path(out)
+    if out is not None:
+        runlog.remove_leftovers(out)
     if resume:
         if out is None:
             raise ValueError("resume needs the folder of the run")

@@ -70,7 +70,8 @@ def test_blocks_of_rows_do_not_show(kind, monkeypatch):
 @pytest.mark.parametrize("kind", noise.KINDS)
 def test_seed_stream_step_layer_sample_and_row_all_matter(kind):
     base = draw(kind, (100,))
-    for change in (dict(seed=4), dict(stream=noise.BASELINE), dict(step=6), dict(layer=2), dict(samples=range(2, 4)), dict(rows=range(6, 12))):
+    for change in (dict(seed=4), dict(stream=noise.BASELINE), dict(step=6), dict(layer=2), dict(samples=range(2, 4)),
+                   dict(rows=range(6, 12))):
         other = draw(kind, (100,), **change)
         assert np.abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < 5 / np.sqrt(base.size), change
     rows = base.reshape(-1, 100)

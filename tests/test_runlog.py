@@ -69,3 +69,11 @@ def test_source_revision(monkeypatch, tmp_path):
     assert revision == "unknown" or len(revision.removesuffix("+changes")) == 40
     monkeypatch.setenv("PATH", str(tmp_path))
     assert runlog.source_revision() == "unknown"
+
+
+def test_leftovers_of_a_kill_are_removed(tmp_path):
+    for name in ("log.h5", ".checkpoint.h5.123.tmp", ".log.h5.7.tmp", "notes.tmp"):
+        (tmp_path / name).write_text("")
+    runlog.remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["log.h5", "notes.tmp"]
+    runlog.remove_leftovers(tmp_path / "nowhere")

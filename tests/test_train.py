@@ -39,7 +39,7 @@ def test_every_method_learns(method):
     y = np.arange(250) % 10
     x = np.clip(rng.normal(0, 40, (250, 3, 4, 4)) + rng.integers(50, 200, (10, 3, 4, 4))[y], 0, 255).astype(np.uint8)
     data = Dataset("synthetic", "made here", x[:200], y[:200], x[200:], y[200:], 10)
-    rows = list(train(Config(method=method, arch="fc1", batch_size=50, epochs=8, lr=1e-2, dataset="synthetic"), data))
+    rows = list(train(Config(method=method, arch="fc1", batch_size=20, epochs=20, lr=1e-2, dataset="synthetic"), data))
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.3 and rows[-1]["test_accuracy"] > 0.3
 
 

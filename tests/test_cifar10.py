@@ -1,0 +1,323 @@
+"""The command line: every flag, every mistake, a kill at any moment."""
+
+import importlib.util
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from npref import METHODS, runlog
+from npref.config import Config
+
+SCRIPT = ROOT / "examples" / "cifar10.py"
+TINY = "--dataset synthetic --arch fc1 --epochs 2 --batch-size 20 --limit-train 40 --limit-test 20 --no-plot".split()
+
+
+def load_script():
+    sys.path.insert(0, str(SCRIPT.parent))  # as python examples/cifar10.py does
+    spec = importlib.util.spec_from_file_location("cifar10_example", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+cifar10 = load_script()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the example in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+    def call(*arguments, tiny=True):
+        try:
+            code = cifar10.main([*TINY, *map(str, arguments)] if tiny else [*map(str, arguments)])
+        except SystemExit as error:
+            code = error.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    yield call
+    for s, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
+        signal.signal(s, handler)
+
+
+def config_of(out):
+    return Config(**runlog.read_log(out / "log.h5")["config"])
+
+
+def test_a_run(run, tmp_path):
+    code, out, err = run("--method", "danp", "--out", "r")
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert lines[0] == "data: synthetic images with 1/f correlations; 40 training and 20 test images"
+    assert lines[1].startswith("run: danp on fc1, adam with lr 0.001, seed 0, numpy float32")
+    assert [line.split()[:2] for line in lines[2:4]] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    assert all(word in lines[2] for word in ("train", "test", "%", "corr²", " s"))
+    log = runlog.read_log("r/log.h5")
+    best = max(row["test_accuracy"] for row in log["rows"])
+    assert f"peak test accuracy {best:.1%}" in lines[4] and f"final test {log['rows'][-1]['test_accuracy']:.1%}" in lines[4]
+    assert lines[5:] == ["log: r/log.h5", "checkpoint: r/checkpoint.h5"]
+    assert sorted(os.listdir("r")) == ["checkpoint.h5", "log.h5"] and log["status"] == "finished"
+
+
+def test_defaults_are_configs(run):
+    args, given = cifar10.parse([])
+    assert given == {} and set(cifar10.FLAGS) == {f.name for f in fields(Config)}
+    code, out, _ = run("--help", tiny=False)
+    text = " ".join(out.split())
+    assert code == 0
+    for f in fields(Config):
+        assert f"--{f.name.replace('_', '-')}" in text
+        if f.default not in (None, False) and f.name != "lr":
+            assert f"(default: {f.default})" in text
+    for flag in ("--data-dir", "--out", "--resume", "--plot", "--no-plot", "--quiet"):
+        assert flag in text
+    assert text.count("(default:") == len(fields(Config)) + 5 and "(default: Table 2)" in text
+
+
+# Every flag of the configuration with a value that is not its default, and what else that value needs.
+OTHER = {
+    "method": "np", "arch": "conv", "dataset": None, "backend": None, "dtype": "float64", "epochs": "3", "batch_size": "15", "lr": "0.01",
+    "decor_lr": "0.01", "sigma2": "0.0001", "samples": "3", "noise": "rademacher", "noisy_baseline": "", "anp_norm": "layer",
+    "loss": "mse", "optimizer": "adam-eps-hat", "activation": "tanh", "init": "glorot", "slope": "0.1", "bias": "", "padding": "1",
+    "seed": "4", "limit_train": "30", "limit_test": "10", "eval_train": "",
+}
+NEEDS = {"arch": ["--padding", "0"], "padding": ["--arch", "conv"], "activation": ["--arch", "conv"], "slope": ["--arch", "conv"],
+         "anp_norm": ["--arch", "conv"]}
+
+
+@pytest.mark.parametrize("name", [name for name, value in OTHER.items() if value is not None])
+def test_every_flag_reaches_the_run_and_changes_it(run, tmp_path, name):
+    base = ["--method", "danp", *NEEDS.get(name, [])]
+    flag = ["--" + name.replace("_", "-"), *([OTHER[name]] if OTHER[name] else [])]
+    assert run(*base, "--out", "a")[0] == 0
+    code, _, err = run(*base, *flag, "--out", "b")
+    assert code == 0, err
+    value = getattr(config_of(tmp_path / "b"), name)
+    assert value != getattr(config_of(tmp_path / "a"), name) and str(value) == (OTHER[name] or "True")
+    a, b = (runlog.read_checkpoint(f"{r}/checkpoint.h5") for r in "ab")
+    if name == "limit_test":
+        assert a["rows"][-1]["test_loss"] != b["rows"][-1]["test_loss"]
+    elif name == "eval_train":
+        assert "eval_train_loss" in b["rows"][0] and "eval_train_loss" not in a["rows"][0]
+    elif name == "epochs":
+        assert len(b["rows"]) == 3
+    else:  # the weights are others
+        W_a, W_b = (c["arrays"]["params/W/0"] for c in (a, b))
+        assert W_a.dtype != W_b.dtype or W_a.shape != W_b.shape or not np.array_equal(W_a, W_b)
+
+
+def test_mse_mean_sgd_and_backend_flags(run):
+    assert run("--loss", "mse-mean", "--optimizer", "sgd", "--lr", "0.01", "--backend", "numpy", "--out", "r")[0] == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("arch", ["fc1", "fc3", "conv", "conv-tiny"])
+def test_every_method_on_every_kind_of_network(run, method, arch):
+    code, out, err = run("--method", method, "--arch", arch, "--epochs", 1, "--limit-train", 6, "--batch-size", 3, "--limit-test", 2)
+    assert (code, err) == (0, "") and f"{method} {arch} on synthetic: peak" in out
+
+
+@pytest.mark.parametrize("method", ["np", "anp", "dnp", "danp"])
+def test_samples_signs_and_a_noisy_baseline(run, method):
+    assert run("--method", method, "--samples", 3, "--noise", "rademacher", "--noisy-baseline")[0] == 0
+
+
+def test_data_dir(run, tmp_path):
+    code, _, err = run("--dataset", "auto", "--data-dir", tmp_path)
+    assert code == 2 and str(tmp_path) in err and "fetch cifar10" in err
+
+
+def test_the_default_folder_is_new_every_time(run):
+    for _ in range(2):
+        assert run("--method", "np")[0] == 0
+    names = os.listdir("runs")
+    assert len(names) == 2 and all("-np-fc1-synthetic" in name for name in names)
+
+
+def test_quiet(run):
+    code, out, err = run("--quiet", "--out", "r")
+    assert code == 0 and err == "" and out.startswith("danp fc1 on synthetic: peak") and len(out.splitlines()) == 3
+
+
+def test_plot(run):
+    pytest.importorskip("matplotlib")
+    code, out, _ = run("--method", "danp", "--plot", "--eval-train", "--out", "r")
+    assert code == 0 and out.splitlines()[-1] == "picture: r/curves.png"
+    with open("r/curves.png", "rb") as file:
+        assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_plot_without_matplotlib(run, monkeypatch):
+    for name in [m for m in sys.modules if m == "plots" or m.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = run("--plot", "--out", "r")
+    assert code == 2 and "--plot needs matplotlib" in err and err.count("\n") == 1 and not os.path.exists("r")
+    arguments = [a for a in TINY if a != "--no-plot"]
+    code, out, _ = run(*arguments, "--out", "r", tiny=False)
+    assert code == 0 and 'picture: none, matplotlib is not installed; pip install -e ".[examples]"' in out
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--method", "xnp"], "argument --method: invalid choice: 'xnp'"),
+    (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+    (["--lr", "-1"], "lr must be positive and finite, got -1.0"),
+    (["--metod", "np"], "unrecognized arguments: --metod"),
+    (["--optimizer", "sgd"], "sgd needs lr"),
+    (["--method", "bp", "--samples", "3"], "samples=3 has no effect with method bp"),
+    (["--method", "dinp", "--noisy-baseline"], "a noisy baseline needs noise in all layers at once"),
+    (["--arch", "fc3", "--method", "bp", "--activation", "step"], "bp needs a derivative"),
+    (["--padding", "1"], "padding=1 needs a convolution, and fc1 has none"),
+    (["--limit-train", "1000000"], "limit_train must be between 1 and 10000"),
+    (["--seed", "-1"], "seed must be at least 0"),
+    (["--resume", "nowhere"], "no run file nowhere/checkpoint.h5"),
+    (["--resume"], "--resume needs one folder"),
+    (["--out", "a", "--resume", "b"], "--resume needs one folder"),
+    (["--out", "/proc/nothing"], "/proc/nothing"),
+])
+def test_mistakes_get_one_line_and_exit_code_2(run, arguments, words):
+    code, _, err = run(*arguments)
+    assert code == 2 and words in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_cupy_without_a_gpu(tmp_path):
+    from npref import BackendUnavailable, get_backend
+
+    try:
+        get_backend("cupy")
+    except BackendUnavailable:
+        pass
+    else:
+        pytest.skip("this machine has a GPU that works")  # then test_cupy.py runs instead
+    done = subprocess.run([sys.executable, SCRIPT, *TINY, "--backend", "cupy"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: CuPy ") and done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_existing_run_is_refused(run):
+    assert run("--out", "r")[0] == 0
+    code, _, err = run("--out", "r")
+    assert code == 2 and "r holds a run already" in err and err.count("\n") == 1
+
+
+def test_divergence_exits_with_3(run):
+    code, _, err = run("--method", "bp", "--optimizer", "sgd", "--lr", 1e38, "--out", "r")
+    assert code == 3 and err.startswith("error: bp diverged in epoch 1, step 2: the loss of the clean pass is not finite")
+    assert err.count("\n") == 1 and sorted(os.listdir("r")) == ["checkpoint.h5", "log.h5"]
+    assert runlog.read_log("r/log.h5")["status"].startswith("diverged")
+
+
+def test_resume_keeps_the_configuration(run, tmp_path):
+    assert run("--method", "dnp", "--seed", 3, "--epochs", 1, "--out", "r")[0] == 0
+    code, out, err = run("--resume", "r", "--epochs", 3, "--no-plot", tiny=False)  # nothing else repeated
+    assert code == 0, err
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("epoch")] == ["2/3", "3/3"]
+    assert len(runlog.read_log("r/log.h5")["rows"]) == 3 and config_of(tmp_path / "r").seed == 3
+    code, _, err = run("--out", "r", "--resume", "--epochs", 4, "--lr", 0.5, tiny=False)
+    assert code == 2 and "changed configuration: lr was 0.001, now 0.5" in err and err.count("\n") == 1
+    code, _, err = run("--resume", "r", tiny=False)
+    assert code == 2 and "has finished 3 epochs already" in err
+
+
+def start(out, *arguments):
+    return subprocess.Popen([sys.executable, SCRIPT, *TINY, "--epochs", "40", "--method", "danp", "--out", out, *arguments],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def weights(out):
+    return {name: array.tobytes() for name, array in runlog.read_checkpoint(out / "checkpoint.h5")["arrays"].items()}
+
+
+SLOW = ["--arch", "conv", "--epochs", "3", "--limit-train", "400"]  # long epochs, so that signals land inside them
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "r"
+    assert start(out, *SLOW).wait() == 0
+    return weights(out)
+
+
+def killed_after(seconds, out, *arguments):
+    """Start a run, and SIGKILL it so long after its first checkpoint; True if it was still running."""
+    process = start(out, *SLOW, *arguments)
+    while not (out / "checkpoint.h5").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("attempt", range(10))
+def test_killed_and_resumed_ends_with_the_same_bytes(uninterrupted, tmp_path, attempt):
+    chance = random.Random()  # the moments are meant to differ from run to run; the result must not
+    seconds, tries = chance.uniform(0.05, 3.0), 0
+    while not killed_after(seconds, out := tmp_path / f"r{tries}"):  # it was done already: sooner, then
+        seconds, tries = seconds / 2, tries + 1
+    left = runlog.read_checkpoint(out / "checkpoint.h5")["counters"]["epoch"]  # whatever the moment, a whole checkpoint
+    if left < 3:
+        killed_after(chance.uniform(0.5, 2.0), out, "--resume")  # and perhaps once more, perhaps while it starts
+    if runlog.read_checkpoint(out / "checkpoint.h5")["counters"]["epoch"] < 3:
+        process = start(out, *SLOW, "--resume")
+        assert process.wait() == 0, process.stderr.read()
+    assert weights(out) == uninterrupted
+    if left < 3:  # it was resumed, which removes what the kill may have left half written
+        assert sorted(os.listdir(out)) == ["checkpoint.h5", "log.h5"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number):
+    out = tmp_path / "r"
+    process = start(out, *SLOW)
+    for line in process.stdout:
+        if line.startswith("epoch 1/3"):
+            break
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == 128 + number and err.count("\n") == 1 and "Traceback" not in err
+    assert err.startswith("stopped in epoch ") and f"go on with --resume {out}" in err
+    assert runlog.read_checkpoint(out / "checkpoint.h5")["counters"]["batch"] > 0 or "after 0 of" in err
+    process = start(out, *SLOW, "--resume")
+    process.communicate()
+    assert process.returncode == 0 and weights(out) == uninterrupted
+
+
+def test_progress_bar_on_a_terminal_only(tmp_path):
+    pytest.importorskip("tqdm")
+    pty, termios, fcntl = (pytest.importorskip(name) for name in ("pty", "termios", "fcntl"))
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen([sys.executable, SCRIPT, *TINY, "--out", tmp_path / "r"], stdout=subprocess.PIPE, stderr=follower, text=True)
+    os.close(follower)
+    out, seen = process.communicate()[0], b""
+    while True:
+        try:
+            piece = os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        seen += piece
+    os.close(leader)
+    assert process.returncode == 0 and b"batch" in seen and "batch/s" not in out
+    piped = subprocess.run([sys.executable, SCRIPT, *TINY, "--out", tmp_path / "s"], capture_output=True, text=True)
+    assert piped.returncode == 0 and piped.stderr == ""
+
+
+def test_real_cifar10(run, cifar10_dir):
+    arguments = "--dataset cifar10 --method np --arch fc1 --epochs 1 --limit-train 3000 --limit-test 500 --no-plot --out r".split()
+    code, out, err = run(*arguments, tiny=False)
+    assert code == 0, err
+    assert out.splitlines()[0] == f"data: {cifar10_dir}; 3000 training and 500 test images"
