@@ -4,6 +4,7 @@ Without CIFAR-10 on disk it trains on synthetic images, and says so. Every flag 
 """
 
 import argparse
+import os
 import signal
 import sys
 from dataclasses import asdict, fields
@@ -78,6 +79,8 @@ def parse(arguments):
 
 
 def main(arguments=None):
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal without Greek letters shows ?, and the run goes on
     args, given = parse(arguments)
     stopping = []
     try:
@@ -91,6 +94,9 @@ def main(arguments=None):
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + stopping[0]
+    except BrokenPipeError:  # whoever read our output has gone, as in `| head`; the epochs so far are saved
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 3

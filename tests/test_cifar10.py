@@ -294,6 +294,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number):
     assert process.returncode == 0 and weights(out) == uninterrupted
 
 
+def test_a_terminal_without_greek(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, *TINY, "--out", tmp_path / "r"], capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and b"corr? " in done.stdout and done.stderr == b""
+
+
+def test_output_that_nobody_reads(tmp_path):
+    process = start(tmp_path / "r")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 128 + signal.SIGPIPE
+    assert runlog.read_checkpoint(tmp_path / "r" / "checkpoint.h5")["counters"]["epoch"] >= 0
+
+
 def test_progress_bar_on_a_terminal_only(tmp_path):
     pytest.importorskip("tqdm")
     pty, termios, fcntl = (pytest.importorskip(name) for name in ("pty", "termios", "fcntl"))
