@@ -6,24 +6,32 @@ from .backend import array_module
 def update_decorrelation(R, x_star, alpha):
     """R ← R - α (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, in place; ⟨·⟩ is the mean over the rows of x* (M, n_in), the clean pass's.
 
-    For a convolution the rows are the patches of all samples and positions. Computed as X*ᵀ (X* R) / M - diag ⊙ R, so that a
-    mini-batch costs 2 M n² products and never n³.
+    For a convolution the rows are the patches of all samples and positions. With M rows and n inputs the moment times R costs
+    M n² / 2 + n³ multiply-adds; with fewer rows than inputs X*ᵀ (X* R) / M - diag(s) R, s = ⟨(x*)²⟩, costs 2 M n² instead.
     """
     xp = array_module(R, x_star)
     if x_star.ndim != 2 or R.shape != (x_star.shape[1],) * 2:
         raise ValueError(f"R must be (n_in, n_in) and x_star (M, n_in), got {R.shape} and {x_star.shape}")
-    mean_square = xp.einsum("mi,mi->i", x_star, x_star) / len(x_star)  # diag⟨(x*)²⟩, (n_in,)
-    projected = x_star @ R  # (M, n_in)
-    projected *= alpha / len(x_star)
-    R *= (1 + alpha * mean_square)[:, None]
-    R -= x_star.T @ projected
+    M, n = x_star.shape
+    if n <= M:
+        moment = x_star.T @ x_star  # (n_in, n_in), BLAS computes one half
+        xp.fill_diagonal(moment, 0)
+        moment *= alpha / M
+        R -= moment @ R
+    else:
+        mean_square = xp.einsum("mi,mi->i", x_star, x_star) / M  # s, (n_in,)
+        projected = x_star @ R  # (M, n_in)
+        projected *= alpha / M
+        R *= (1 + alpha * mean_square)[:, None]
+        R -= x_star.T @ projected
 
 
 def mean_squared_correlation(x_star):
     """The mean of c_ij² over i ≠ j, with c_ij = ⟨x_i x_j⟩ / √(⟨x_i²⟩⟨x_j²⟩) over the rows of x* (M, n_in); 0-d, dimensionless.
 
-    0 when R has done its work, 1 when all inputs are multiples of one. The moments are about zero, not about the mean, because
-    those are what the rule for R drives to zero. An input that is always 0 counts as uncorrelated.
+    1 when all inputs are multiples of one; 1/M on average for independent zero-mean inputs, for M rows cannot tell less from
+    nothing: compare values of equal M. The moments are about zero, not about the mean, because those are what the rule for R
+    drives to zero. An input that is always 0 counts as uncorrelated.
     """
     xp = array_module(x_star)
     M, n = x_star.shape

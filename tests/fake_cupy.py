@@ -22,7 +22,7 @@ COMPILER = next((found for name in ("c++", "g++", "clang++") if (found := shutil
 counts = collections.Counter()
 
 FUNCTIONS = ("empty zeros eye zeros_like ones_like maximum tanh where exp log sqrt sum mean arange einsum concatenate stack isfinite "
-             "multiply divide cos sin unpackbits").split()
+             "multiply divide cos sin unpackbits fill_diagonal").split()
 float32, float64, uint8, uint32, uint64, int64 = np.float32, np.float64, np.uint8, np.uint32, np.uint64, np.int64
 result_type = np.result_type
 
@@ -160,6 +160,8 @@ class _Device:
     id = 0
 
 
+lib = SimpleNamespace(stride_tricks=SimpleNamespace(
+    sliding_window_view=lambda x, shape, axis: ndarray(np.lib.stride_tricks.sliding_window_view(_unwrap(x), shape, axis=axis))))
 cuda = SimpleNamespace(
     Device=_Device,
     runtime=SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in device"}),

@@ -58,6 +58,24 @@ def test_measure_at_its_ends():
     assert float(mean_squared_correlation(np.ones((4, 1)))) == 0
 
 
+def test_measure_of_independent_inputs_is_one_over_M():
+    """Its floor, as the docstring says: 200 x 199 / 2 pairs, so the mean is sharp to a percent or two."""
+    for M in (20, 500):
+        x = np.random.default_rng(M).normal(size=(M, 200))
+        assert float(mean_squared_correlation(x)) == pytest.approx(1 / M, rel=0.1)
+
+
+@pytest.mark.parametrize("M", [5, 9])
+def test_either_way_of_computing_the_update_is_the_equation(M):
+    """Fewer rows than inputs and more: two forms of one rule, at the shapes where they meet."""
+    rng = np.random.default_rng(M)
+    x, R = rng.normal(size=(M, 7)), rng.normal(size=(7, 7))
+    expected = equations.decorrelation_update(R, [row[:, None] for row in x], 0.3)
+    scale = np.abs(R) + 0.3 * np.abs(x.T) @ np.abs(x) @ np.abs(R) / M
+    update_decorrelation(R, x, 0.3)
+    assert_close(R, expected, scale)
+
+
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="n_in"):
         update_decorrelation(np.eye(3), np.ones((5, 4)), 0.1)
