@@ -13,6 +13,7 @@ errors are summed before the one product with x*.
 Letters: B batch, K noise samples, k those of a group, P positions, n_in / n_out as in layers.py, N_l = P * n_out.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 
@@ -64,7 +65,7 @@ def bp_update(network, params, x, t, *, loss="cce"):
             if params.R[l] is not None:
                 rows = rows @ params.R[l]
             dL_dx = unfold_adjoint(layer, rows, network.shapes[l])
-    return _update(network, params, trace, g, 1, loss_of(loss, trace.y, t), None)
+    return _update(network, params, trace, g, loss_of(loss, trace.y, t), [])
 
 
 def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None):
@@ -72,28 +73,30 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
 
     baseline: noise of the pass that stands in for the clean one (v2 §3.4), one array (B, *shape) per layer.
     """
-    check_batch(network, params, x, t)
+    xp = check_batch(network, params, x, t)
+    if not sigma2 > 0:
+        raise ValueError(f"sigma2 must be positive, got {sigma2}")
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
-    error, dL, A = _Sum(), [], {}
+    errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params)
     for eps in _checked(network, x, noise):
-        a_tilde = _noisy_pass(network, params, A, trace, eps)
+        a_tilde = _noisy_pass(network, multiply, trace, eps)
         dL.append(_losses(network, a_tilde[-1], t, loss) - clean_loss)  # (k, B)
         for l, eps_l in enumerate(eps):
-            error.add(l, dL[-1] / sigma2, _by_sample(_rows(eps_l), dL[-1].shape))
-    return _update(network, params, trace, error.layers, error.K, clean_loss, dL)
+            _add_error(xp, errors, l, dL[-1] / sigma2, _by_sample(_rows(eps_l), dL[-1].shape))
+    return _update(network, params, trace, errors, clean_loss, dL)
 
 
 def inp_update(network, params, x, t, noise, *, loss="cce"):
     """Iterative node perturbation, Eq. 5: error_l = N_l δL_l v_l / ‖v_l‖², δL_l from a pass with noise v_l in layer l alone."""
     xp = check_batch(network, params, x, t)
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, None)
-    error, dL, A = _Sum(), [], {}
+    errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params)
     for v in _checked(network, x, noise):
-        dL.append(_layerwise_losses(network, params, A, trace, v, t, loss) - clean_loss)  # (k, L, B)
+        dL.append(_layerwise_losses(network, multiply, trace, v, t, loss) - clean_loss)  # (k, L, B)
         for l, N_l in enumerate(network.units):
             v_l = _by_sample(_rows(v[l]), dL[-1][:, l].shape)  # (k, B, N_l)
-            error.add(l, N_l * _quotient(xp, dL[-1][:, l], _norm2(xp, v_l)), v_l)
-    return _update(network, params, trace, error.layers, error.K, clean_loss, dL)
+            _add_error(xp, errors, l, N_l * _quotient(xp, dL[-1][:, l], _norm2(xp, v_l)), v_l)
+    return _update(network, params, trace, errors, clean_loss, dL)
 
 
 def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm="network"):
@@ -105,9 +108,9 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
     if norm not in ("network", "layer"):
         raise ValueError(f"unknown norm {norm!r}: expected network or layer")
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
-    error, dL, A, N = _Sum(), [], {}, sum(network.units)
+    errors, dL, multiply, N = [None] * len(network.layers), [], _multiplier(params), sum(network.units)
     for eps in _checked(network, x, noise):
-        a_tilde = _noisy_pass(network, params, A, trace, eps)
+        a_tilde = _noisy_pass(network, multiply, trace, eps)
         dL.append(_losses(network, a_tilde[-1], t, loss) - clean_loss)  # (k, B)
         da, norm2 = [], []
         for a_tilde_l, a_l in zip(a_tilde, trace.a):
@@ -116,8 +119,8 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
             da.append(_by_sample(da_l, dL[-1].shape))  # (k, B, N_l)
             norm2.append(_norm2(xp, da[-1]))  # (k, B)
         for l in range(len(da)):
-            error.add(l, N * _quotient(xp, dL[-1], norm2[l] if norm == "layer" else sum(norm2)), da[l])
-    return _update(network, params, trace, error.layers, error.K, clean_loss, dL)
+            _add_error(xp, errors, l, N * _quotient(xp, dL[-1], norm2[l] if norm == "layer" else sum(norm2)), da[l])
+    return _update(network, params, trace, errors, clean_loss, dL)
 
 
 def group_size(network, rule, batch, itemsize, samples, budget=512 * 2**20):
@@ -126,7 +129,8 @@ def group_size(network, rule, batch, itemsize, samples, budget=512 * 2**20):
                  zip(network.layers[1:], network.shapes[1:], network.shapes[2:])) if len(network.layers) > 1 else 0
     passes = len(network.layers) if rule == "inp" else 1
     numbers = 3 * sum(network.units) + passes * (widest + 3 * max(network.units))  # noise, ã and a product; rows, x, a
-    return max(1, min(samples, budget // (numbers * batch * itemsize)))
+    row = numbers * itemsize + passes * 4 * network.units[-1] * 8  # and the loss, in float64
+    return max(1, min(samples, budget // (row * batch)))
 
 
 def _baseline_pass(network, params, x, t, loss, baseline):
@@ -136,7 +140,7 @@ def _baseline_pass(network, params, x, t, loss, baseline):
     return trace, loss_of(loss, trace.y, t)
 
 
-def _noisy_pass(network, params, A, trace, eps):
+def _noisy_pass(network, multiply, trace, eps):
     """ã_1 ... ã_L as rows (k*B*P, n_out), noise in every layer. The first layer's product is the clean pass's."""
     a_tilde = []
     for l, eps_l in enumerate(eps):
@@ -145,39 +149,52 @@ def _noisy_pass(network, params, A, trace, eps):
             a = e.reshape(len(eps_l), *trace.drive.shape) + trace.drive  # (k, B*P, n_out)
             a_tilde.append(a.reshape(e.shape))
         else:
-            a_tilde.append(_next_layer(network, params, A, l, a_tilde[-1]))
+            a_tilde.append(_next_layer(network, multiply, l, a_tilde[-1]))
             a_tilde[-1] += e
     return a_tilde
 
 
-def _layerwise_losses(network, params, A, trace, v, t, loss):
+def _layerwise_losses(network, multiply, trace, v, t, loss):
     """The losses of INP's L passes, (k, L, B). The pass for layer l begins at layer l with a_l + v_l; passes under way are
     stacked, so each layer is one product."""
     xp = array_module(trace.y)
     k, stack = len(v[0]), None
     for l, v_l in enumerate(v):
         a_l = (_rows(v_l).reshape(k, *trace.a[l].shape) + trace.a[l]).reshape(-1, trace.a[l].shape[1])  # (k*B*P, n_out)
-        under_way = [_next_layer(network, params, A, l, stack)] if l > 0 else []
+        under_way = [_next_layer(network, multiply, l, stack)] if l > 0 else []
         stack = xp.concatenate([*under_way, a_l])  # ((l+1)*k*B*P, n_out)
     return _losses(network, stack.reshape(-1, stack.shape[1]), t, loss).reshape(len(v), k, -1).transpose(1, 0, 2)
 
 
-def _next_layer(network, params, A, l, a):
-    """From the rows of a_{l-1} of any number of passes to those of a_l, without noise. A keeps W R of the layers that used it."""
-    before, layer = network.layers[l - 1], network.layers[l]
-    rows = unfold(layer, fold(activate(before.activation, a, before.slope), network.shapes[l]))  # (k*B*P, n_in)
-    W, R, b = matrix(params.W[l]), params.R[l], params.b[l]
-    if R is None:
-        a = rows @ W.T
-    elif len(rows) > len(W):  # A = W R costs n_out rows' worth of products with R, and saves one for each row
-        if l not in A:
+def _next_layer(network, multiply, l, a):
+    """From the rows of a_{l-1} of any number of passes to those of a_l, without noise: (k*B*P, n_out)."""
+    before = network.layers[l - 1]
+    x = fold(activate(before.activation, a, before.slope), network.shapes[l])
+    return multiply(l, unfold(network.layers[l], x))
+
+
+def _multiplier(params):
+    """A function (l, rows) -> W_l R_{l-1} rows + b_l for the noisy passes of one update, (M, n_in) -> (M, n_out).
+
+    A_l = W_l R_{l-1} costs as much as n_out rows' products with R, and saves one for each row: it is formed once more rows than
+    that have come, in this call or in all so far.
+    """
+    A, seen = {}, Counter()
+
+    def multiply(l, rows):
+        W, R, b = matrix(params.W[l]), params.R[l], params.b[l]
+        seen[l] += len(rows)
+        if R is not None and l not in A and seen[l] > len(W):
             A[l] = W @ R
-        a = rows @ A[l].T
-    else:
-        a = (rows @ R.T) @ W.T
-    if b is not None:
-        a += b
-    return a
+        if R is None or l in A:
+            a = rows @ A.get(l, W).T
+        else:
+            a = (rows @ R.T) @ W.T
+        if b is not None:
+            a += b
+        return a
+
+    return multiply
 
 
 def _losses(network, a, t, loss):
@@ -186,33 +203,23 @@ def _losses(network, a, t, loss):
     return loss_of(loss, activate(layer.activation, a, layer.slope).reshape(-1, *t.shape), t)
 
 
-class _Sum:
-    """Σ_k coefficient[k, b] * e[k, b, :] per layer, over all groups: K errors become one before they meet x*."""
-
-    def __init__(self):
-        self.layers, self.K = {}, 0
-
-    def add(self, l, coefficient, e):
-        """coefficient (k, B) in float64, e (k, B, N_l)."""
-        if l == 0:
-            self.K += len(e)
-        coefficient = coefficient.astype(e.dtype)[:, :, None]
-        for c_k, e_k in zip(coefficient, e):
-            if l in self.layers:
-                self.layers[l] += c_k * e_k
-            else:
-                self.layers[l] = c_k * e_k  # (B, N_l)
+def _add_error(xp, errors, l, coefficient, e):
+    """errors[l] += Σ_k coefficient[k, b] e[k, b, :]: K errors become one before they meet x*. (k, B) float64, (k, B, N_l)."""
+    summed = xp.einsum("kb,kbn->bn", coefficient.astype(e.dtype), e)  # (B, N_l)
+    errors[l] = summed if errors[l] is None else errors[l] + summed
 
 
-def _update(network, params, trace, errors, K, losses, dL):
-    """ΔW_l = Σ_rows errorᵀ x* / (K B), Δb_l = Σ_rows error / (K B)."""
+def _update(network, params, trace, errors, losses, dL):
+    """ΔW_l = Σ_rows errorᵀ x* / (K B), Δb_l = Σ_rows error / (K B). dL: of every group (k, B) or (k, L, B); none for BP."""
     xp = array_module(trace.y)
+    dL = xp.concatenate(dL) if dL else None
+    K = 1 if dL is None else len(dL)
     dW, db = [], []
     for l, x_star in enumerate(trace.x_star):
         e = errors[l].reshape(len(x_star), -1) / (K * len(trace.y))  # (B*P, n_out)
         dW.append((e.T @ x_star).reshape(params.W[l].shape))
         db.append(None if params.b[l] is None else e.sum(axis=0))
-    return Update(tuple(dW), tuple(db), losses, None if dL is None else xp.concatenate(dL), trace)
+    return Update(tuple(dW), tuple(db), losses, dL, trace)
 
 
 def _rows(eps_l):

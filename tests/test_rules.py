@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from reference import EPS, Literal, assert_close, random_batch, random_network, random_noise, random_params
 
 from npref import Conv, Dense, Network, Params, equations, rules
+from npref.config import Config
 from npref.functions import LOSSES, loss, loss_gradient
 from npref.network import forward
-from npref.train import Config, compute_update
+from npref.train import compute_update
 
 seeds = st.integers(0, 2**32 - 1)
 CONV = pytest.mark.parametrize("conv", [False, True], ids=["dense", "conv"])
@@ -265,6 +266,10 @@ def test_errors_of_input():
     eps = random_noise(rng, network, 2, len(x))
     with pytest.raises(ValueError, match="x must be"):
         rules.bp_update(network, params, x[:, 1:], t)
+    with pytest.raises(ValueError, match=r"x must be \(B >= 1"):
+        rules.bp_update(network, params, x[:0], t[:0])
+    with pytest.raises(ValueError, match="sigma2 must be positive, got 0"):
+        rules.np_update(network, params, x, t, [eps], sigma2=0)
     with pytest.raises(ValueError, match="one-hot"):
         rules.bp_update(network, params, x, t.argmax(1))
     with pytest.raises(TypeError, match="one dtype"):
