@@ -29,6 +29,7 @@ class Dense:
 
     @property
     def n_out(self):
+        """Units of an output row: all of them."""
         return self.units
 
 
@@ -61,6 +62,7 @@ class Conv:
 
     @property
     def n_out(self):
+        """Units of an output row: one a channel, at each position."""
         return self.channels
 
 
@@ -100,12 +102,9 @@ def unfold(layer, x):
     xp = array_module(x)
     (kh, kw), (sh, sw) = layer.kernel, layer.stride
     _, H, W = output_shape(layer, x.shape[1:])
-    image = _pad(xp, x.transpose(0, 2, 3, 1), layer.padding)  # (B, H, W, C)
-    patches = xp.empty((len(x), H, W, x.shape[1], kh, kw), dtype=x.dtype)
-    for i in range(kh):
-        for j in range(kw):
-            patches[..., i, j] = image[:, i : i + sh * H : sh, j : j + sw * W : sw]
-    return patches.reshape(len(x) * H * W, -1)
+    image = _pad(xp, x.transpose(0, 2, 3, 1), layer.padding)  # (B, H_in, W_in, C)
+    windows = xp.lib.stride_tricks.sliding_window_view(image, (kh, kw), axis=(1, 2))[:, ::sh, ::sw]  # (B, H, W, C, kh, kw)
+    return windows.reshape(len(x) * H * W, -1)  # the one copy
 
 
 def unfold_adjoint(layer, rows, in_shape):
