@@ -78,6 +78,7 @@ class Trace:
 
     @property
     def y(self):
+        """The network's output, (B, n_out). It is a[-1] itself where the last activation is the identity: do not change it."""
         return self.x[-1]
 
 
@@ -109,7 +110,7 @@ def matrix(W):
 
 
 def without_decorrelation(params):
-    """The same function with W R in W's place and R = I: what evaluation and repeated noisy passes need."""
+    """The same function with W R in W's place and R = I: the cheaper form for evaluating many samples."""
     W = tuple(w if r is None else (matrix(w) @ r).reshape(w.shape) for w, r in zip(params.W, params.R))
     return Params(W, params.b, (None,) * len(W))
 
@@ -117,8 +118,11 @@ def without_decorrelation(params):
 def check_batch(network, params, x, t):
     """Raise ValueError or TypeError when a batch or the parameters do not fit the network; return the array module."""
     xp = array_module(x, t, *params.W, *params.b, *params.R)
-    if x.shape[1:] != network.input_shape:
-        raise ValueError(f"x must be (B, {', '.join(map(str, network.input_shape))}), got {x.shape}")
+    if x.shape[1:] != network.input_shape or len(x) == 0:
+        raise ValueError(f"x must be (B >= 1, {', '.join(map(str, network.input_shape))}), got {x.shape}")
+    if not len(params.W) == len(params.b) == len(params.R) == len(network.layers):
+        raise ValueError(f"params must have one W, b and R (or None) for each of {len(network.layers)} layers, "
+                         f"got {len(params.W)}, {len(params.b)} and {len(params.R)}")
     if t.shape != (len(x), *network.shapes[-1]):
         raise ValueError(f"t must be one target vector a sample, {(len(x), *network.shapes[-1])}, got {t.shape}; "
                          "turn labels into one-hot rows with npref.one_hot")
@@ -128,6 +132,8 @@ def check_batch(network, params, x, t):
             raise ValueError(f"W of layer {l + 1} must be {expected}, got {params.W[l].shape}")
         if (params.b[l] is not None) != layer.bias:
             raise ValueError(f"layer {l + 1} has bias={layer.bias}, but its b is {'given' if not layer.bias else 'None'}")
+        if layer.bias and params.b[l].shape != (layer.n_out,):
+            raise ValueError(f"b of layer {l + 1} must be {(layer.n_out,)}, got {params.b[l].shape}")
         n_in = prod(expected[1:])
         if params.R[l] is not None and params.R[l].shape != (n_in, n_in):
             raise ValueError(f"R of layer {l + 1}'s input must be {(n_in, n_in)}, got {params.R[l].shape}")

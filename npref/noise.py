@@ -62,11 +62,14 @@ def normals(xp, w, dtype):
 def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, stream=NOISE):
     """The noise of one layer: (K, B, *shape), for K = len(samples) noise samples and B = len(rows) batch rows.
 
-    `samples` and `rows` are ranges of absolute indices, so a part of a batch gets the very numbers that the whole would.
+    `samples` and `rows` are ranges of absolute indices, so a part of a batch gets the very numbers that the whole would; rows
+    are consecutive.
     "gaussian": N(0, sigma^2). "rademacher": +sigma or -sigma, one bit a unit, the same covariance. `layer` counts from 0.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown noise {kind!r}: expected one of {', '.join(KINDS)}")
+    if rows.step != 1:
+        raise ValueError(f"rows must be consecutive, got {rows}")
     units = prod(shape)
     blocks = -(-units // (8 if kind == "gaussian" else 256))  # a row's
     out = xp.empty((len(samples), len(rows), units), dtype=dtype)

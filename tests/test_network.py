@@ -94,6 +94,9 @@ def test_parameters_that_do_not_fit_are_named():
         (Params((p.W[0].T, p.W[1]), p.b, p.R), r"W of layer 1 must be \(3, 4\), got \(4, 3\)"),
         (Params(p.W, (None, None), p.R), "layer 1 has bias=True, but its b is None"),
         (Params(p.W, (p.b[0], np.zeros(2)), p.R), "layer 2 has bias=False, but its b is given"),
+        (Params(p.W, (np.zeros(1), None), p.R), r"b of layer 1 must be \(3,\), got \(1,\)"),
+        (Params(p.W[:1], p.b, p.R), "got 1, 2 and 2"),
+        (Params(p.W, p.b, (*p.R, None)), "got 2, 2 and 3"),
         (Params(p.W, p.b, (p.R[0], np.eye(4))), r"R of layer 2's input must be \(3, 3\), got \(4, 4\)"),
     ):
         with pytest.raises(ValueError, match=words):
