@@ -1,6 +1,6 @@
 """A run's configuration, checked when it is made, and the paper's learning rates."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from .backend import BACKENDS
 from .functions import ACTIVATIONS, LOSSES
@@ -9,8 +9,8 @@ from .noise import KINDS
 from .optim import OPTIMIZERS
 from .rules import split_method
 
-# Adam's learning rates, v2 Table 2. Rows: method; columns: fc1, fc3, fc6, fc9, conv, conv-tiny. Cells of the paper are in
-# TABLE_2; DEFAULT_LR fills the cells that it leaves empty, or that cannot be placed with certainty, with a neighbour's value.
+# Adam's learning rates, v2 Table 2: the cells that the paper fills and that can be placed with certainty. `default_lr` makes a
+# stated choice for the others.
 TABLE_2 = {
     ("bp", "fc1"): 1e-3, ("bp", "fc3"): 1e-4, ("bp", "conv"): 1e-3, ("bp", "conv-tiny"): 1e-4,
     ("dbp", "fc1"): 1e-3, ("dbp", "fc3"): 1e-3, ("dbp", "conv"): 1e-3,
@@ -24,12 +24,13 @@ TABLE_2 = {
 
 
 def default_lr(method, arch):
-    """Table 2's rate, or where it has none: fc1 as every method has there; plain methods and deep BP 1e-4, else as for fc3."""
+    """Table 2's rate for Adam. Where it has none: 1e-3 for fc1 and for decorrelated methods, 1e-4 for plain ones.
+
+    On fc1 all cells are 1e-3, and with a single layer NP, INP and ANP point the same way. Elsewhere the choice is fc3's rate.
+    """
     if (method, arch) in TABLE_2:
         return TABLE_2[method, arch]
-    if arch == "fc1":
-        return 1e-3  # all of fc1's cells; with a single layer NP, INP and ANP point the same way
-    return 1e-3 if method.startswith("d") else 1e-4  # dbp deep and conv-tiny, dnp conv; the rest
+    return 1e-3 if arch == "fc1" or method.startswith("d") else 1e-4
 
 
 @dataclass(frozen=True)
@@ -72,27 +73,43 @@ class Config:
                             ("activation", ACTIVATIONS), ("init", INITS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("samples", 1), ("padding", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("samples", 1), ("padding", 0), ("seed", 0), ("limit_train", 1),
+                            ("limit_test", 1)):
+            value = getattr(self, name)
+            if value is None and name.startswith("limit"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+            if not least <= value < 2**64:
+                raise ValueError(f"{name} must be at least {least} and below 2^64, got {value}")
         for name in ("lr", "decor_lr", "sigma2"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not 0 <= self.slope < 1:
+            raise ValueError(f"slope must be in [0, 1), got {self.slope}")
         if self.lr is None:
             if self.optimizer == "sgd":
                 raise ValueError("sgd needs lr: Table 2's learning rates are Adam's; try 1e-3 and double it")
             object.__setattr__(self, "lr", default_lr(self.method, self.arch))
         # An option that would change nothing is a slip, and is said to be one.
-        uses = {"decor_lr": decorrelate, "slope": self.activation == "leaky_relu", "anp_norm": rule == "anp",
-                "noisy_baseline": rule in ("np", "anp"), **dict.fromkeys(("sigma2", "samples", "noise"), rule != "bp")}
-        for f in fields(self):
-            if not uses.get(f.name, True) and getattr(self, f.name) != f.default:
-                raise ValueError(f"{f.name}={getattr(self, f.name)} has no effect with method {self.method}, activation "
-                                 f"{self.activation}: leave it out" + (
-                                     "; a noisy baseline needs noise in all layers at once, as np, anp, dnp and danp have"
-                                     if f.name == "noisy_baseline" else ""))
-        if rule == "bp" and self.activation in ("step", "sign") and self.arch != "fc1":
+        hidden = (self.arch != "fc1", "fc1 has no hidden layer")
+        noisy = (rule != "bp", f"{self.method} draws no noise")
+        for name, *conditions in (
+            ("sigma2", noisy), ("samples", noisy), ("noise", noisy),
+            ("noisy_baseline", noisy, (rule in ("np", "anp"), f"{self.method} perturbs one layer at a time, and a noisy baseline "
+                                       "needs noise in all layers at once, as np, anp, dnp and danp have")),
+            ("anp_norm", (rule == "anp", f"it belongs to anp and danp, not to {self.method}"), hidden),
+            ("decor_lr", (decorrelate, f"{self.method} does not decorrelate")),
+            ("activation", hidden),
+            ("slope", hidden, (self.activation == "leaky_relu", f"it belongs to leaky_relu, not to {self.activation}")),
+            ("padding", (self.arch.startswith("conv"), f"{self.arch} has no convolution")),
+        ):
+            value = getattr(self, name)
+            for applies, reason in conditions:
+                if not applies and value != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"{name}={value} has no effect: {reason}; leave it out")
+        if rule == "bp" and self.activation in ("step", "sign"):
             raise ValueError(f"{self.method} needs a derivative, which the {self.activation} activation does not have: "
                              "use np, inp, anp or their decorrelated forms, or another activation")
 

@@ -32,7 +32,7 @@ def test_learning_rates():
     (dict(optimizer="lion"), "optimizer must be one of"),
     (dict(activation="gelu"), "activation must be one of"),
     (dict(init="zeros"), "init must be one of"),
-    (dict(epochs=0), "epochs must be at least 1, got 0"),
+    (dict(epochs=0), "epochs must be at least 1 and below 2\\^64, got 0"),
     (dict(batch_size=0), "batch_size must be at least 1"),
     (dict(samples=0), "samples must be at least 1"),
     (dict(padding=-1), "padding must be at least 0"),
@@ -42,13 +42,22 @@ def test_learning_rates():
     (dict(decor_lr=-1.0), "decor_lr must be positive"),
     (dict(sigma2=float("inf")), "sigma2 must be positive and finite"),
     (dict(optimizer="sgd"), "sgd needs lr"),
-    (dict(method="bp", samples=3), "samples=3 has no effect with method bp"),
+    (dict(method="bp", samples=3), "samples=3 has no effect: bp draws no noise; leave it out"),
     (dict(method="dbp", noise="rademacher"), "noise=rademacher has no effect"),
     (dict(method="bp", sigma2=1e-4), "sigma2=0.0001 has no effect"),
     (dict(method="np", decor_lr=1e-2), "decor_lr=0.01 has no effect"),
     (dict(method="dnp", anp_norm="layer"), "anp_norm=layer has no effect"),
     (dict(method="dinp", noisy_baseline=True), "noisy baseline needs noise in all layers at once"),
     (dict(activation="tanh", slope=0.1), "slope=0.1 has no effect"),
+    (dict(method="np", sigma2=0.0), "sigma2 must be positive"),
+    (dict(slope=1.0), r"slope must be in \[0, 1\), got 1.0"),
+    (dict(slope=float("nan")), "slope must be in"),
+    (dict(seed=2**64), "seed must be at least 0 and below 2\\^64"),
+    (dict(limit_train=0), "limit_train must be at least 1"),
+    (dict(arch="fc1", slope=0.1), "slope=0.1 has no effect: fc1 has no hidden layer"),
+    (dict(arch="fc1", activation="tanh"), "activation=tanh has no effect: fc1 has no hidden layer"),
+    (dict(arch="fc1", anp_norm="layer"), "anp_norm=layer has no effect: fc1 has no hidden layer"),
+    (dict(arch="fc6", padding=2), "padding=2 has no effect: fc6 has no convolution"),
     (dict(method="bp", activation="step"), "bp needs a derivative, which the step activation does not have"),
 ])
 def test_mistakes(options, words):
@@ -59,10 +68,16 @@ def test_mistakes(options, words):
 def test_options_that_do_have_an_effect():
     Config(method="danp", samples=3, noise="rademacher", noisy_baseline=True, anp_norm="layer", sigma2=1e-4, decor_lr=1e-2)
     Config(method="np", activation="sign", noisy_baseline=True)
-    Config(method="bp", arch="fc1", activation="step")  # no hidden layer, nothing to differentiate
+    Config(arch="conv", padding=1, slope=0.0)
+
+
+@pytest.mark.parametrize("options", [dict(epochs=1.5), dict(batch_size=2.0), dict(samples=True), dict(seed="1"), dict(limit_test=1.0)])
+def test_numbers_that_must_be_whole(options):
+    with pytest.raises(TypeError, match="must be an int"):
+        Config(**options)
 
 
 def test_building_the_network():
     assert Config(arch="conv", padding=1, bias=True).network((3, 32, 32), 10).shapes[1] == (16, 16, 16)
-    with pytest.raises(ValueError, match="padding=1 needs a convolution"):
-        Config(arch="fc3", padding=1).network((3, 32, 32), 10)
+    with pytest.raises(ValueError, match="layer 3: kernel"):
+        Config(arch="conv").network((3, 8, 8), 10)
