@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 
 BACKENDS = ("numpy", "cupy")
+NO_DEVICE = "CuPy is installed, but there is no CUDA device: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --backend numpy"
 
 
 class BackendUnavailable(RuntimeError):
@@ -90,11 +91,12 @@ def _probe_cupy() -> Backend:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except RuntimeError as error:
+        if "cudaErrorNoDevice" in str(error):
+            raise BackendUnavailable(NO_DEVICE) from error
         raise BackendUnavailable(f"CuPy is installed, but there is no working NVIDIA driver ({_first_line(error)}): "
                                  "install or update the driver, or use --backend numpy") from error
     if count == 0:
-        raise BackendUnavailable("CuPy is installed, but there is no CUDA device: "
-                                 "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --backend numpy")
+        raise BackendUnavailable(NO_DEVICE)
     try:
         # One elementwise kernel (needs the NVRTC compiler) and one matrix product (needs cuBLAS). 1 + 2^-12 is exact in
         # float32 and rounds to 1 in TF32, bfloat16 and float16, so the product also tells the precision.

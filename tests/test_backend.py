@@ -92,6 +92,8 @@ def test_no_driver_no_device_no_library(monkeypatch, fake_cupy):
     error = RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
     assert "no working NVIDIA driver (cudaErrorInsufficientDriver" in broken(monkeypatch, fake_cupy, cuda=cuda(fake_cupy, raising(error)))
     assert "no CUDA device" in broken(monkeypatch, fake_cupy, cuda=cuda(fake_cupy, lambda: 0))
+    hidden = RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+    assert "no CUDA device: check nvidia-smi" in broken(monkeypatch, fake_cupy, cuda=cuda(fake_cupy, raising(hidden)))
     missing = OSError("libnvrtc.so.12: cannot open shared object file")
     assert "a CUDA library (NVRTC, cuBLAS) is missing or does not fit (libnvrtc" in broken(monkeypatch, fake_cupy, zeros=raising(missing))
 
