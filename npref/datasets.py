@@ -10,10 +10,11 @@ import sys
 import tarfile
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
-from scipy.fft import irfft2, rfft2
+from scipy.fft import fftfreq, irfft2, rfft2, rfftfreq
 
 from . import noise
 
@@ -77,8 +78,9 @@ ARCHIVES = {"cifar10": CIFAR10}
 def load(name="auto", data_dir=None, limit_train=None, limit_test=None):
     """The data set called `name`, or its first samples; "auto" is CIFAR-10 where it is found, else synthetic.
 
-    data_dir: where to look, and nowhere else; by default $NPREF_DATA, then data/. Raises ValueError or FileNotFoundError, with
-    the file and the remedy, for anything missing or damaged: a damaged CIFAR-10 never turns into the synthetic set.
+    data_dir: where to look, and nowhere else; by default $NPREF_DATA, then data/. The source of the result says what was found.
+    Raises ValueError or FileNotFoundError, with the file and the remedy, for anything missing or damaged: a damaged CIFAR-10
+    never turns into the synthetic set.
     """
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}")
@@ -88,10 +90,11 @@ def load(name="auto", data_dir=None, limit_train=None, limit_test=None):
     if folder is not None:
         return load_cifar10(folder).limited(limit_train, limit_test)
     looked = ", ".join(str(place) for place in search_path(data_dir))
-    if name == "auto" and data_dir is None:
+    command = _fetch_command("cifar10", data_dir)
+    if name == "auto":
         return synthetic(limit_train=limit_train, limit_test=limit_test,
-                         why=f" (no {CIFAR10.folder} in {looked}; to get CIFAR-10: {_fetch_command('cifar10')})")
-    raise FileNotFoundError(f"no CIFAR-10: expected the folder {CIFAR10.folder} in {looked}; get it with {_fetch_command('cifar10')}, "
+                         why=f" (no {CIFAR10.folder} in {looked}; to get CIFAR-10: {command})")
+    raise FileNotFoundError(f"no CIFAR-10: expected the folder {CIFAR10.folder} in {looked}; get it with {command}, "
                             "or use --dataset synthetic")
 
 
@@ -120,14 +123,15 @@ def find(folder, data_dir=None):
 
 def load_cifar10(folder):
     """CIFAR-10 from its binary files: records of one label byte and 3072 pixel bytes (R, G, B planes, row by row)."""
-    parts = [_read_cifar(Path(folder) / name, 10_000, "cifar10") for name in CIFAR10.members[:6]]
-    x, y = [np.concatenate([part[i] for part in parts[:5]]) for i in range(2)]
-    return Dataset("cifar10", str(folder), x, y, *parts[5], classes=10)
+    folder = Path(folder)
+    *training, test = [_read_cifar(folder / name, 10_000) for name in CIFAR10.members if name.endswith(".bin")]
+    x_train, y_train = (np.concatenate(part) for part in zip(*training))
+    return Dataset("cifar10", str(folder), x_train, y_train, *test, classes=10)
 
 
-def _read_cifar(path, records, name):
+def _read_cifar(path, records):
     """(records, 3, 32, 32) uint8 and (records,) int64; verified."""
-    remedy = f"get it again with {_fetch_command(name)}"
+    remedy = f"get it again with {_fetch_command('cifar10', path.parent.parent)}"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; {remedy}")
     expected, size = records * 3073, path.stat().st_size
@@ -140,7 +144,7 @@ def _read_cifar(path, records, name):
     return np.ascontiguousarray(table[:, 1:]).reshape(-1, 3, 32, 32), table[:, 0].astype(np.int64)
 
 
-def synthetic(n_train=10_000, n_test=2_000, *, limit_train=None, limit_test=None, why=""):
+def synthetic(n_train=8_000, n_test=2_000, *, limit_train=None, limit_test=None, why=""):
     """Ten classes of 3x32x32 images that need no download: deterministic, and correlated like natural images.
 
     Each image is white noise plus its class's fixed white pattern, coloured by a 1/f amplitude spectrum and mixed over the
@@ -150,9 +154,9 @@ def synthetic(n_train=10_000, n_test=2_000, *, limit_train=None, limit_test=None
     for what, limit, n in (("limit_train", limit_train, n_train), ("limit_test", limit_test, n_test)):
         _check_limit(what, limit, n, "synthetic")
     patterns = PATTERN_STRENGTH * _white_images(range(10), layer=1)
-    fy, fx = np.fft.fftfreq(32)[:, None], np.fft.rfftfreq(32)[None, :]
+    fy, fx = fftfreq(32)[:, None], rfftfreq(32)[None, :]
     amplitude = 1 / np.maximum(np.hypot(fy, fx), 1 / 32)  # 1/f, (32, 17)
-    amplitude = (amplitude / np.sqrt(np.sum(np.fft.irfft2(amplitude, s=(32, 32)) ** 2))).astype(np.float32)
+    amplitude = (amplitude / np.sqrt(np.sum(irfft2(amplitude, s=(32, 32)) ** 2))).astype(np.float32)
     mix = np.full((3, 3), 0.55) + 0.2 * np.eye(3)  # channels share most of their signal
     mix = (mix / np.sqrt(np.sum(mix**2, axis=1, keepdims=True))).astype(np.float32)
 
@@ -175,7 +179,7 @@ def _white_images(indices, layer):
                       dtype=np.float32, stream=noise.IMAGES)[0]
 
 
-PATTERN_STRENGTH = 0.12  # of the class pattern, in standard deviations of the noise, per pixel before colouring
+PATTERN_STRENGTH = 0.15  # of the class pattern, in standard deviations of the noise, per pixel before colouring
 
 
 def fetch(archive, target, *, url=None, timeout=30.0, report=None):
@@ -226,7 +230,7 @@ def _download(url, part, size, timeout, report):
                     break  # not the expected file, and perhaps an endless one
                 if report:
                     report(done, size)
-    except (OSError, ValueError) as error:  # URLError, timeouts and a malformed URL
+    except (OSError, ValueError, HTTPException) as error:  # URLError, timeouts, a malformed URL or answer
         raise ConnectionError(f"cannot download {url} ({error}): check the network, name a mirror with --url, "
                               f"or put the file into {part.parent} by hand") from error
 
@@ -236,11 +240,12 @@ def _sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else hashlib.sha256(file.read()).hexdigest()
 
 
-def _fetch_command(name):
-    return f"python -m npref.datasets fetch {name}"
+def _fetch_command(name, data_dir=None):
+    return f"python -m npref.datasets fetch {name}" + (f" --data-dir {data_dir}" if data_dir is not None else "")
 
 
 def main(arguments=None):
+    """The command line, `python -m npref.datasets`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m npref.datasets", description="Fetch and verify data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fetch", help="download, verify and unpack a data set")
