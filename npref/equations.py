@@ -4,8 +4,9 @@ Read this file beside the paper (v2: "Effective Learning with Node Perturbation 
 Gerven & Ahmad). It is written for the eye and as the yardstick that `rules.py` is tested against; it shares no code with it.
 
 Every vector is a column, (n, 1). A convolution fits in without a change when its columns are positions: x* is then
-(n_in, P), one im2col patch a column, eps and a are (n_out, P), and x*ᵀ sums over positions. W is always a matrix (N, n_in).
-f[l] and f_prime[l] are functions of an array. Lists run over layers: W[0] is the paper's W_1, R[0] its R_0, a[0] its a_1.
+(n_in, P), one im2col patch a column, eps and a are (n_out, P), and x*ᵀ sums over positions. W is always a matrix (n_out, n_in),
+R a matrix (n_in, n_in), the identity without decorrelation, and b a column (n_out, 1), or 0. f[l] and f_prime[l] are functions of
+an array. Lists run over layers and count from 0: W[0] is the paper's W_1, R[0] its R_0, a[0] its a_1, da[0] its δa_1.
 A bias is a weight whose input is 1 at every position: its update is any of the rules with a row of ones for x*.
 """
 

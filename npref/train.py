@@ -9,12 +9,13 @@ import numpy as np
 from . import noise as noise_source
 from . import rules, runlog
 from .backend import array_module, get_backend, to_host
-from .config import Config
 from .decorrelation import mean_squared_correlation, update_decorrelation
 from .functions import correct, one_hot
 from .functions import loss as loss_of
 from .network import Params, forward, init_params, without_decorrelation
 from .optim import AdamState, adam_step, init_adam, sgd_step
+
+CORRELATION_IMAGES = 1000  # the first so many training images are measured for correlation after every epoch
 
 
 class Diverged(RuntimeError):
@@ -43,6 +44,7 @@ def learnable(params):
 
 
 def initial_state(config, network, xp=np):
+    """The State before the first step, on the device of `xp`."""
     _, decorrelate = rules.split_method(config.method)
     params = init_params(network, init=config.init, seed=config.seed, dtype=config.dtype, decorrelate=decorrelate, xp=xp)
     return State(params, None if config.optimizer == "sgd" else init_adam(learnable(params)))
@@ -146,7 +148,7 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
 
     out: folder for log.h5 and checkpoint.h5, created if need be; one that holds a run already is refused unless resume.
     progress(done, of): called after every batch. stop(): asked before every batch; if true the run saves itself and raises
-    Interrupted. data: a Dataset, whole: config says how much of it is used.
+    Interrupted. data: a Dataset; config's limits are applied to it.
 
     Raises ValueError and the like at once, for what cannot work; Diverged from the iterator; log and checkpoint then stay.
     """
@@ -156,12 +158,11 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     network = config.network(data.x_train.shape[1:], data.classes)
     environment = {**runlog.environment(backend), "data": data.fingerprint()}
     out = None if out is None else Path(out)
-    if out is not None:
-        runlog.remove_leftovers(out)
     if resume:
         if out is None:
             raise ValueError("resume needs the folder of the run")
         state = _resumed(config, environment, out / "checkpoint.h5", backend.xp)
+        runlog.remove_leftovers(out)
     else:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
@@ -196,12 +197,12 @@ def _epochs(config, network, data, xp, state, save, progress, stop):
                 chosen = order[state.batch * batch_size : (state.batch + 1) * batch_size]
                 x, t = prepare(x_train[chosen], config.dtype), one_hot(y_train[chosen], data.classes, config.dtype)
                 step = state.epoch * batches + state.batch
-                update, (loss, right) = training_step(config, network, state, x, t, step)
+                _, (loss, right) = training_step(config, network, state, x, t, step)
                 state.batch += 1
                 for name, value in (("loss", loss), ("correct", right), ("seen", len(t)), ("seconds", time.perf_counter() - began)):
                     totals[name] += value
                 progress(state.batch, batches)
-            row = _epoch_row(config, network, state, update, step, (x_train, y_train), (x_test, y_test))
+            row = _epoch_row(config, network, state, step, (x_train, y_train), (x_test, y_test))
             if not np.isfinite(row["test_loss"]):
                 raise Diverged(f"{config.method} diverged in epoch {state.epoch + 1}, step {step + 1}: the test loss is not finite; "
                                f"try a smaller lr than {config.lr:g}")
@@ -213,15 +214,16 @@ def _epochs(config, network, data, xp, state, save, progress, stop):
         raise
 
 
-def _epoch_row(config, network, state, update, step, train_set, test_set):
+def _epoch_row(config, network, state, step, train_set, test_set):
     began, totals = time.perf_counter(), state.totals
     test_loss, test_accuracy = evaluate(network, state.params, *test_set, config.loss)
     row = {"epoch": state.epoch + 1, "step": step + 1, "train_loss": totals["loss"] / totals["seen"],
            "train_accuracy": totals["correct"] / totals["seen"], "test_loss": test_loss, "test_accuracy": test_accuracy}
     if config.eval_train:
         row["eval_train_loss"], row["eval_train_accuracy"] = evaluate(network, state.params, *train_set, config.loss)
-    if state.params.R[0] is not None:  # of the epoch's last mini-batch
-        c = [float(to_host(mean_squared_correlation(x_star))) for x_star in update.trace.x_star]
+    if state.params.R[0] is not None:  # on the same images every epoch, as the measure depends on their number
+        trace = forward(network, state.params, prepare(train_set[0][:CORRELATION_IMAGES], config.dtype))
+        c = [float(to_host(mean_squared_correlation(x_star))) for x_star in trace.x_star]
         row |= {"correlation": sum(c) / len(c), **{f"correlation_{l}": c_l for l, c_l in enumerate(c)}}
     row["seconds"] = totals["seconds"] + time.perf_counter() - began
     return row
@@ -235,11 +237,6 @@ def _save_checkpoint(path, config, environment, state):
         arrays |= {f"optimizer/{name}/{i}": to_host(a) for name in ("m", "v") for i, a in enumerate(getattr(state.adam, name))}
         counters["t"] = state.adam.t
     runlog.write_checkpoint(path, asdict(config), environment, state.rows, arrays, counters)
-
-
-def saved_config(out):
-    """The Config of the run in folder `out`, from its checkpoint."""
-    return Config(**runlog.read_checkpoint(Path(out) / "checkpoint.h5")["config"])
 
 
 def _resumed(config, environment, path, xp):
