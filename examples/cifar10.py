@@ -7,19 +7,19 @@ import argparse
 import os
 import signal
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
-from npref import METHODS, BackendUnavailable, datasets
+from npref import METHODS, BackendUnavailable, datasets, get_backend
 from npref.backend import BACKENDS
 from npref.config import Config
 from npref.functions import ACTIVATIONS, LOSSES
 from npref.network import ARCHITECTURES, INITS
 from npref.noise import KINDS
 from npref.optim import OPTIMIZERS
-from npref.runlog import read_log
-from npref.train import Diverged, Interrupted, saved_config, train
+from npref.runlog import environment, read_log
+from npref.train import Diverged, Interrupted, train
 
 # Flags that are part of the run's configuration: name -> (choices or type, help). Defaults are Config's.
 FLAGS = {
@@ -35,7 +35,7 @@ FLAGS = {
     "sigma2": (float, "variance of the noise"),
     "samples": (int, "noise samples K per update"),
     "noise": (KINDS, "distribution of the noise"),
-    "noisy_baseline": (bool, "compare two noisy passes, no clean one (np, anp, dnp, danp)"),
+    "noisy_baseline": (bool, "compare two noisy passes, no clean one (np, anp, dnp, danp); train figures are then the noisy pass's"),
     "anp_norm": (("network", "layer"), "ANP divides by the activity difference of the whole network (v2) or of each layer (v1)"),
     "loss": (LOSSES, "cross-entropy on logits, or squared error summed or averaged over outputs"),
     "optimizer": (OPTIMIZERS, "Adam as Kingma & Ba, Adam with epsilon-hat as in Keras, or plain SGD (needs --lr)"),
@@ -100,6 +100,9 @@ def main(arguments=None):
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except MemoryError as error:
+        print(f"error: out of memory ({' '.join(str(error).split())}): use a smaller --batch-size or --arch", file=sys.stderr)
+        return 2
     except (ValueError, TypeError, OSError, BackendUnavailable) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -112,15 +115,25 @@ def run(args, given, stop):
         out = args.out if args.resume is True else args.resume
         if out is None or (args.out is not None and args.out != out):
             raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
-        config = Config(**{**asdict(saved_config(out)), **given})
+        saved = read_log(out / "checkpoint.h5")  # its head; the weights come later
+        config = Config(**{**saved["config"], **given})
     else:
         config = Config(**given)
+    if config.dataset == "synthetic" and args.data_dir is not None:
+        raise ValueError("--data-dir has no effect on the synthetic data set: leave it out")
     plot = plotter(args.plot)
+    backend = get_backend(config.backend)  # before any work, to say so if it cannot work
     data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
     say(f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test images")
     out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
     bar = Bar(args.quiet)
     epochs = train(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
+    if args.resume is not None:
+        now, before = environment(backend), saved["environment"]
+        changed = [f"{name} was {before[name]}, now {now[name]}" for name in ("revision", "numpy", "blas", "threads", "device")
+                   if before[name] != now[name]]
+        if changed:
+            say(f"note: {'; '.join(changed)}: the weights may differ in their last bits from an uninterrupted run's")
     say(f"run: {config.method} on {config.arch}, {config.optimizer} with lr {config.lr:g}, seed {config.seed}, "
         f"{config.backend} {config.dtype}")
     try:

@@ -28,7 +28,10 @@ def environment(backend):
     versions = {"npref": __version__, "python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__}
     if backend.name != "numpy":
         versions[backend.name] = backend.xp.__version__
-    return {**versions, "backend": backend.name, "device": backend.device, "platform": platform.platform(),
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    threads = [os.environ[name] for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS") if name in os.environ]
+    return {**versions, "blas": f"{blas['name']} {blas['version']}", "threads": threads[0] if threads else str(os.cpu_count()),
+            "backend": backend.name, "device": backend.device, "platform": platform.platform(),
             "revision": source_revision(), "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 

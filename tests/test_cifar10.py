@@ -134,8 +134,13 @@ def test_samples_signs_and_a_noisy_baseline(run, method):
 
 
 def test_data_dir(run, tmp_path):
-    code, _, err = run("--dataset", "auto", "--data-dir", tmp_path)
-    assert code == 2 and str(tmp_path) in err and "fetch cifar10" in err
+    code, _, err = run("--dataset", "cifar10", "--data-dir", tmp_path)
+    assert code == 2 and f"python -m npref.datasets fetch cifar10 --data-dir {tmp_path}" in err and err.count("\n") == 1
+    code, out, err = run("--dataset", "auto", "--data-dir", tmp_path)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"data: synthetic images with 1/f correlations (no cifar-10-batches-bin in {tmp_path};")
+    code, _, err = run("--data-dir", tmp_path)
+    assert code == 2 and "--data-dir has no effect on the synthetic data set" in err
 
 
 def test_the_default_folder_is_new_every_time(run):
@@ -175,11 +180,14 @@ def test_plot_without_matplotlib(run, monkeypatch):
     (["--lr", "-1"], "lr must be positive and finite, got -1.0"),
     (["--metod", "np"], "unrecognized arguments: --metod"),
     (["--optimizer", "sgd"], "sgd needs lr"),
-    (["--method", "bp", "--samples", "3"], "samples=3 has no effect with method bp"),
+    (["--method", "bp", "--samples", "3"], "samples=3 has no effect: bp draws no noise"),
+    (["--activation", "tanh"], "activation=tanh has no effect: fc1 has no hidden layer"),
+    (["--arch", "fc3", "--slope", "2"], "slope must be in [0, 1)"),
+    (["--seed", str(2**64)], "seed must be at least 0 and below 2^64"),
     (["--method", "dinp", "--noisy-baseline"], "a noisy baseline needs noise in all layers at once"),
     (["--arch", "fc3", "--method", "bp", "--activation", "step"], "bp needs a derivative"),
-    (["--padding", "1"], "padding=1 needs a convolution, and fc1 has none"),
-    (["--limit-train", "1000000"], "limit_train must be between 1 and 10000"),
+    (["--padding", "1"], "padding=1 has no effect: fc1 has no convolution"),
+    (["--limit-train", "1000000"], "limit_train must be between 1 and 8000"),
     (["--seed", "-1"], "seed must be at least 0"),
     (["--resume", "nowhere"], "no run file nowhere/checkpoint.h5"),
     (["--resume"], "--resume needs one folder"),
@@ -201,7 +209,7 @@ def test_cupy_without_a_gpu(tmp_path):
     else:
         pytest.skip("this machine has a GPU that works")  # then test_cupy.py runs instead
     done = subprocess.run([sys.executable, SCRIPT, *TINY, "--backend", "cupy"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: CuPy ") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.startswith("error: CuPy ") and done.stderr.count("\n") == 1 and done.stdout == ""
     assert os.listdir(tmp_path) == []
 
 
@@ -228,6 +236,19 @@ def test_resume_keeps_the_configuration(run, tmp_path):
     assert code == 2 and "changed configuration: lr was 0.001, now 0.5" in err and err.count("\n") == 1
     code, _, err = run("--resume", "r", tiny=False)
     assert code == 2 and "has finished 3 epochs already" in err
+
+
+def test_resume_with_another_numpy_says_so(run, tmp_path, monkeypatch):
+    environment = runlog.environment
+    monkeypatch.setattr(runlog, "environment", lambda backend: {**environment(backend), "numpy": "1.0"})
+    assert run("--epochs", 1, "--out", "r")[0] == 0
+    code, out, _ = run("--resume", "r", "--epochs", 2, "--no-plot", tiny=False)
+    assert code == 0 and f"note: numpy was 1.0, now {np.__version__}: the weights may differ in their last bits" in out
+
+
+def test_out_of_memory_is_one_line(run):
+    code, _, err = run("--arch", "conv", "--padding", 10**6)
+    assert code == 2 and err.startswith("error: out of memory") and err.count("\n") == 1
 
 
 def start(out, *arguments):
