@@ -25,6 +25,7 @@ class Dense:
 
     def __post_init__(self):
         _check_count("Dense units", self.units)
+        object.__setattr__(self, "slope", float(self.slope))  # a NumPy number would promote what it multiplies
         _check_activation(self)
 
     @property
@@ -50,6 +51,7 @@ class Conv:
 
     def __post_init__(self):
         _check_count("Conv channels", self.channels)
+        object.__setattr__(self, "slope", float(self.slope))
         for name, least in (("kernel", 1), ("stride", 1), ("padding", 0)):
             value = getattr(self, name)
             pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
@@ -103,7 +105,10 @@ def unfold(layer, x):
     (kh, kw), (sh, sw) = layer.kernel, layer.stride
     _, H, W = output_shape(layer, x.shape[1:])
     image = _pad(xp, x.transpose(0, 2, 3, 1), layer.padding)  # (B, H_in, W_in, C)
-    windows = xp.lib.stride_tricks.sliding_window_view(image, (kh, kw), axis=(1, 2))[:, ::sh, ::sw]  # (B, H, W, C, kh, kw)
+    # A view of the patches, (B, H, W, C, kh, kw): position (r, s), tap (i, j) is pixel (r sh + i, s sw + j).
+    b, h, w, c = image.strides
+    shape = (len(x), H, W, x.shape[1], kh, kw)
+    windows = xp.lib.stride_tricks.as_strided(image, shape, (b, h * sh, w * sw, c, h, w))
     return windows.reshape(len(x) * H * W, -1)  # the one copy
 
 

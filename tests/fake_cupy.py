@@ -68,7 +68,7 @@ class ndarray:
     real = property(lambda self: ndarray(self._data.real))
 
 
-for _name in "shape ndim dtype size flags nbytes".split():
+for _name in "shape ndim dtype size flags nbytes strides".split():
     setattr(ndarray, _name, property(lambda self, _name=_name: getattr(self._data, _name)))
 for _name in "reshape astype sum max argmax all any transpose view ravel copy".split():
     setattr(ndarray, _name, lambda self, *a, _name=_name, **k: _wrap(getattr(self._data, _name)(*_unwrap(a), **_unwrap(k))))
@@ -88,6 +88,7 @@ for _name in "add sub mul truediv pow matmul lt le gt ge eq ne".split():
         setattr(ndarray, f"__r{_name}__", _reflected)
         setattr(ndarray, f"__i{_name}__", _in_place)
 ndarray.__neg__ = lambda self: _wrap(-self._data)
+ndarray.__abs__ = lambda self: _wrap(abs(self._data))
 ndarray.__module__, ndarray.__qualname__ = "cupy", "ndarray"
 
 
@@ -161,7 +162,7 @@ class _Device:
 
 
 lib = SimpleNamespace(stride_tricks=SimpleNamespace(
-    sliding_window_view=lambda x, shape, axis: ndarray(np.lib.stride_tricks.sliding_window_view(_unwrap(x), shape, axis=axis))))
+    as_strided=lambda x, shape, strides: ndarray(np.lib.stride_tricks.as_strided(_unwrap(x), shape, strides))))
 cuda = SimpleNamespace(
     Device=_Device,
     runtime=SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in device"}),

@@ -97,4 +97,5 @@ def test_shapes():
     assert output_shape(Conv(16, (3, 1), (1, 2), (1, 0)), (3, 8, 8)) == (16, 8, 4)
     assert weight_shape(Conv(16, (3, 2)), (5, 8, 8)) == (16, 5, 3, 2)
     assert weight_shape(Dense(7), (5, 2, 2)) == (7, 20)
+    assert type(Dense(2, slope=np.float64(0.1)).slope) is type(Conv(2, slope=np.float64(0.1)).slope) is float
     assert Conv(2, [3, 2]).kernel == (3, 2) and Conv(2).n_out == 2 and Dense(4).n_out == 4
