@@ -1,15 +1,18 @@
 """Run logs and checkpoints in HDF5.
 
 Both are written whole to a temporary file beside their place, flushed to the disk, and renamed over the last one: a reader, or a
-machine that loses power, finds the old file or the new one, never half of one.
+machine that loses power, finds the old file or the new one, never half of one. A digest in HDF5's user block tells damage.
 
 log.h5         attributes: config (JSON), environment (JSON), status;  dataset `epochs`: one record an epoch
 checkpoint.h5  the same attributes; `epochs` so far;  params/W, b, R and optimizer/m, v per layer;  epoch, batch, t, totals
 """
 
+import hashlib
+import io
 import json
 import os
 import platform
+import re
 import subprocess
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -19,6 +22,8 @@ import h5py
 import numpy as np
 
 FORMAT = 1
+USER_BLOCK = 512
+HEADER = f"npref run file, format {FORMAT}, sha256 of the HDF5 file after these {USER_BLOCK} bytes: ".encode()
 
 
 def environment(backend):
@@ -28,9 +33,10 @@ def environment(backend):
     versions = {"npref": __version__, "python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__}
     if backend.name != "numpy":
         versions[backend.name] = backend.xp.__version__
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     threads = [os.environ[name] for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS") if name in os.environ]
-    return {**versions, "blas": f"{blas['name']} {blas['version']}", "threads": threads[0] if threads else str(os.cpu_count()),
+    return {**versions, "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
+            "threads": threads[0] if threads else str(os.cpu_count()),
             "backend": backend.name, "device": backend.device, "platform": platform.platform(),
             "revision": source_revision(), "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
@@ -76,6 +82,8 @@ def read_checkpoint(path):
     """What `write_checkpoint` wrote: the dict of `read_log`, with arrays and counters."""
     with _opened(path) as file:
         content = _read_head(file)
+        if content["status"] != "checkpoint":
+            raise ValueError(f"{path}: expected a checkpoint, got a log")
         content["arrays"] = {}
         for group in ("params", "optimizer"):
             if group in file:
@@ -86,7 +94,6 @@ def read_checkpoint(path):
 
 
 def _write_head(file, config, environment, rows, status):
-    file.attrs["format"] = FORMAT
     file.attrs["config"] = json.dumps(config)
     file.attrs["environment"] = json.dumps(environment)
     file.attrs["status"] = status
@@ -96,40 +103,63 @@ def _write_head(file, config, environment, rows, status):
 
 
 def _read_head(file):
-    if file.attrs.get("format") != FORMAT:
-        raise ValueError(f"{file.filename}: expected an npref run file of format {FORMAT}, got "
-                         f"{file.attrs.get('format', 'another kind of file')}")
     table = file["epochs"][()] if "epochs" in file else []
     return {"config": json.loads(file.attrs["config"]), "environment": json.loads(file.attrs["environment"]),
             "status": file.attrs["status"], "rows": [{name: row[name].item() for name in table.dtype.names} for row in table]}
 
 
-def remove_leftovers(folder):
-    """Delete the temporary files that a killed run left behind; none of them was ever complete."""
-    for path in Path(folder).glob(".*.h5.*.tmp"):
-        path.unlink(missing_ok=True)
+def lock(folder):
+    """Take the folder for this process, until `unlock` or its end. Raises OSError if another run is writing there."""
+    file = open(Path(folder) / ".lock", "w")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ModuleNotFoundError:
+        pass  # not a POSIX system: no lock to be had
+    except OSError as error:
+        file.close()
+        raise OSError(f"another process is writing the run in {folder}: wait for it, or stop it") from error
+    for path in Path(folder).iterdir():  # what a killed run left half written; nobody else is writing here now
+        if re.fullmatch(r"\.(log|checkpoint)\.h5\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+    return file
+
+
+def unlock(file):
+    """Give back what `lock` took."""
+    Path(file.name).unlink(missing_ok=True)
+    file.close()
 
 
 @contextmanager
 def _opened(path):
+    """The file, read and checked as bytes first: HDF5 itself notices only some kinds of damage."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no run file {path}: expected the folder of an earlier run, as printed at its end")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
-    with file:
+    raw = Path(path).read_bytes()
+    if not raw.startswith(HEADER):
+        raise ValueError(f"{path}: expected an npref run file of format {FORMAT}, got another kind of file")
+    if raw[:USER_BLOCK] != _user_block(raw[USER_BLOCK:]):
+        raise ValueError(f"{path}: damaged, its sha256 is not the one it was written with; start a new run, or use a copy of it")
+    with h5py.File(io.BytesIO(raw), "r") as file:
         yield file
 
 
 @contextmanager
 def _replacing(path):
+    """Build the file in memory, then put it on the disk with plain writes: HDF5 does not take a full disk well."""
     path = Path(path)
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with h5py.File(temporary, "w") as file:
-            yield file
-        with open(temporary, "rb+") as raw:
+        with open(temporary, "wb") as raw:
+            raw.write(_user_block(image))
+            raw.write(image)
+            raw.flush()
             os.fsync(raw.fileno())
         os.replace(temporary, path)
     finally:
@@ -140,3 +170,8 @@ def _replacing(path):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _user_block(image):
+    """HDF5 lets a file begin with a block that it does not read: here, what it is and a digest of the rest."""
+    return (HEADER + hashlib.sha256(image).hexdigest().encode() + b"\n").ljust(USER_BLOCK, b"\0")

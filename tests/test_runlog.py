@@ -56,7 +56,7 @@ def test_files_that_are_not_ours(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run file .*log.h5"):
         runlog.read_log(tmp_path / "log.h5")
     (tmp_path / "text.h5").write_text("<html>")
-    with pytest.raises(ValueError, match="not a readable HDF5 file"):
+    with pytest.raises(ValueError, match="expected an npref run file of format 1, got another kind of file"):
         runlog.read_log(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
@@ -71,9 +71,49 @@ def test_source_revision(monkeypatch, tmp_path):
     assert runlog.source_revision() == "unknown"
 
 
-def test_leftovers_of_a_kill_are_removed(tmp_path):
-    for name in ("log.h5", ".checkpoint.h5.123.tmp", ".log.h5.7.tmp", "notes.tmp"):
+def test_any_damage_is_noticed(tmp_path):
+    path = tmp_path / "c.h5"
+    runlog.write_checkpoint(path, {"seed": 1}, {}, ROWS, {"params/W/0": np.ones((3, 4))}, {"epoch": 3})
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:100], whole + b"x"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="c.h5: damaged, its sha256"):
+            runlog.read_checkpoint(path)
+    for place in rng.integers(0, len(whole), 200):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.integers(8)]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="c.h5: (damaged|expected an npref run file)"):
+            runlog.read_checkpoint(path)
+    path.write_bytes(whole)
+    assert runlog.read_checkpoint(path)["counters"] == {"epoch": 3}
+
+
+def test_a_log_is_no_checkpoint(tmp_path):
+    runlog.write_log(tmp_path / "log.h5", {}, {}, ROWS, "running")
+    with pytest.raises(ValueError, match="expected a checkpoint, got a log"):
+        runlog.read_checkpoint(tmp_path / "log.h5")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_a_plain_error(tmp_path, monkeypatch):
+    runlog.write_log(tmp_path / "log.h5", {"run": 1}, {}, ROWS, "running")
+    (tmp_path / f".log.h5.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        runlog.write_log(tmp_path / "log.h5", {"run": 2}, {}, ROWS, "running")
+    assert runlog.read_log(tmp_path / "log.h5")["config"] == {"run": 1} and os.listdir(tmp_path) == ["log.h5"]
+
+
+def test_lock(tmp_path):
+    for name in ("log.h5", ".checkpoint.h5.123.tmp", ".log.h5.7.tmp", ".mydata.h5.backup.tmp"):
         (tmp_path / name).write_text("")
-    runlog.remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["log.h5", "notes.tmp"]
-    runlog.remove_leftovers(tmp_path / "nowhere")
+    held = runlog.lock(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".lock", ".mydata.h5.backup.tmp", "log.h5"]  # leftovers of a kill are gone
+    with pytest.raises(OSError, match="another process is writing the run"):
+        runlog.lock(tmp_path)
+    runlog.unlock(held)
+    runlog.unlock(runlog.lock(tmp_path))
+    assert ".lock" not in os.listdir(tmp_path)
+
+
+def test_a_numpy_that_does_not_tell_its_blas(monkeypatch):
+    monkeypatch.setattr(np, "show_config", lambda mode: {})
+    assert runlog.environment(get_backend("numpy"))["blas"] == "unknown"
