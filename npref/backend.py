@@ -13,6 +13,9 @@ from types import ModuleType
 import numpy as np
 
 BACKENDS = ("numpy", "cupy")
+# delta L is a small difference of two losses; TF32's 10-bit mantissa buries it at sigma = 1e-3.
+REDUCED_PRECISION = ("CuPy multiplies float32 matrices in reduced precision (TF32), which buries the loss differences: "
+                     "unset CUPY_TF32 and start again")
 NO_DEVICE = "CuPy is installed, but there is no CUDA device: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --backend numpy"
 
 
@@ -85,12 +88,14 @@ def _probe_cupy() -> Backend:
                                      f"reinstall it, e.g. pip install --force-reinstall cupy-cuda12x") from error
         raise BackendUnavailable("CuPy is not installed: pip install cupy-cuda12x (CUDA 12) or cupy-cuda13x (CUDA 13), "
                                  "or use --backend numpy") from error
-    except ImportError as error:
-        raise BackendUnavailable(f"CuPy is installed, but a library it needs is missing ({_first_line(error)}): "
+    except Exception as error:  # whatever a broken installation raises
+        raise BackendUnavailable(f"CuPy is installed, but cannot be imported, a library it needs is missing ({_first_line(error)}): "
                                  "install the wheel for your CUDA version, cupy-cuda12x or cupy-cuda13x") from error
+    if os.environ.get("CUPY_TF32", "0") not in ("", "0"):
+        raise BackendUnavailable(REDUCED_PRECISION)
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-    except RuntimeError as error:
+    except Exception as error:
         if "cudaErrorNoDevice" in str(error):
             raise BackendUnavailable(NO_DEVICE) from error
         raise BackendUnavailable(f"CuPy is installed, but there is no working NVIDIA driver ({_first_line(error)}): "
@@ -100,21 +105,20 @@ def _probe_cupy() -> Backend:
     try:
         # One elementwise kernel (needs the NVRTC compiler) and one matrix product (needs cuBLAS). 1 + 2^-12 is exact in
         # float32 and rounds to 1 in TF32, bfloat16 and float16, so the product also tells the precision.
-        ones = cupy.zeros((32, 32), dtype=cupy.float32) + cupy.float32(1 + 2**-12)
-        product = (ones @ cupy.eye(32, dtype=cupy.float32)).get()
+        ones = cupy.zeros((512, 512), dtype=cupy.float32) + cupy.float32(1 + 2**-12)
+        product = (ones @ cupy.eye(512, dtype=cupy.float32)).get()
         device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"]
-    except (RuntimeError, ImportError, OSError) as error:
+    except Exception as error:  # CuPy's own kinds among them
         raise BackendUnavailable(f"CuPy finds a device but cannot compute on it, a CUDA library (NVRTC, cuBLAS) is missing "
                                  f"or does not fit ({_first_line(error)}): pip install \"cupy-cuda12x[ctk]\"") from error
     if not (product == np.float32(1 + 2**-12)).all():
-        # delta L is a small difference of two losses; TF32's 10-bit mantissa buries it at sigma = 1e-3.
-        raise BackendUnavailable("CuPy multiplies float32 matrices in reduced precision (TF32), which buries the loss "
-                                 "differences: unset CUPY_TF32 and CUPY_ACCELERATORS and start again")
+        raise BackendUnavailable(REDUCED_PRECISION)
     return Backend("cupy", cupy, device.decode() if isinstance(device, bytes) else str(device))
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip(" =") for line in str(error).splitlines() if line.strip(" =")]
+    text = str(error).rpartition("Original error:")[2]  # CuPy's import error is a page with the cause at its end
+    lines = [line.strip(" =") for line in text.splitlines() if line.strip(" =")]
     return lines[0] if lines else type(error).__name__
 
 

@@ -88,6 +88,11 @@ def test_cupy_that_cannot_be_imported(monkeypatch, tmp_path, text, words):
         get_backend("cupy")
 
 
+def test_the_cause_in_cupys_own_import_error_is_shown(monkeypatch, tmp_path):
+    text = "=====\\nFailed to import CuPy.\\n\\nlong advice\\n\\nOriginal error:\\n  ImportError: libfoo.so\\n===="
+    test_cupy_that_cannot_be_imported(monkeypatch, tmp_path, f"raise ImportError('{text}')", r"missing \(ImportError: libfoo.so\)")
+
+
 def test_no_driver_no_device_no_library(monkeypatch, fake_cupy):
     error = RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
     assert "no working NVIDIA driver (cudaErrorInsufficientDriver" in broken(monkeypatch, fake_cupy, cuda=cuda(fake_cupy, raising(error)))
@@ -99,9 +104,15 @@ def test_no_driver_no_device_no_library(monkeypatch, fake_cupy):
 
 
 def test_reduced_precision_is_refused(monkeypatch, fake_cupy):
-    truncated = types.SimpleNamespace(get=lambda: np.ones((32, 32), dtype=np.float32))
+    truncated = types.SimpleNamespace(get=lambda: np.ones((512, 512), dtype=np.float32))
     sheet = type("A", (), {"__add__": lambda self, other: self, "__matmul__": lambda self, other: truncated})()
     assert "reduced precision (TF32)" in broken(monkeypatch, fake_cupy, zeros=lambda *a, **k: sheet)
+
+
+def test_reduced_precision_by_environment_is_refused(monkeypatch, fake_cupy):
+    monkeypatch.setenv("CUPY_TF32", "1")
+    with pytest.raises(BackendUnavailable, match="unset CUPY_TF32"):
+        get_backend("cupy")
 
 
 def test_import_needs_neither_cupy_nor_hdf5_nor_plotting():
