@@ -33,6 +33,12 @@ class Dataset:
     y_test: np.ndarray
     classes: int
 
+    def __post_init__(self):
+        for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
+            if len(x) == 0 or y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= self.classes:
+                raise ValueError(f"{self.name}: expected one label from 0 to {self.classes - 1} for each of {len(x)} images, "
+                                 f"got {y.shape} of {y.dtype}" + (f" from {y.min()} to {y.max()}" if y.size else ""))
+
     def limited(self, train=None, test=None):
         """The first `train` and `test` samples (None: all)."""
         for what, limit, n in (("limit_train", train, len(self.x_train)), ("limit_test", test, len(self.x_test))):
@@ -116,7 +122,7 @@ def find(folder, data_dir=None):
     """The first place on the search path that holds `folder` (or is it), or None."""
     for place in search_path(data_dir):
         for candidate in (place / folder, place):
-            if candidate.name == folder and candidate.is_dir():
+            if candidate.is_dir() and candidate.resolve().name == folder:
                 return candidate
     return None
 
@@ -190,7 +196,7 @@ def fetch(archive, target, *, url=None, timeout=30.0, report=None):
     """
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
-    url = url or archive.url
+    url = archive.url if url is None else url
     packed = target / archive.url.rpartition("/")[2]
     if not packed.is_file() or _sha256(packed) != archive.sha256:
         part = packed.with_name(packed.name + ".part")
@@ -221,15 +227,20 @@ def fetch(archive, target, *, url=None, timeout=30.0, report=None):
 
 def _download(url, part, size, timeout, report):
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response, open(part, "wb") as file:
-            done = 0
-            while piece := response.read(1 << 20):
-                file.write(piece)
-                done += len(piece)
-                if done > size:
-                    break  # not the expected file, and perhaps an endless one
-                if report:
-                    report(done, size)
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            read = getattr(response, "read1", response.read)  # returns what has come, so that progress shows
+            with open(part, "wb") as file:
+                done = 0
+                while piece := read(1 << 16):
+                    try:
+                        file.write(piece)
+                    except OSError as error:
+                        raise RuntimeError(f"cannot write {part} ({error}): is the disk full?") from error
+                    done += len(piece)
+                    if done > size:
+                        break  # not the expected file, and perhaps an endless one
+                    if report:
+                        report(done, size)
     except (OSError, ValueError, HTTPException) as error:  # URLError, timeouts, a malformed URL or answer
         raise ConnectionError(f"cannot download {url} ({error}): check the network, name a mirror with --url, "
                               f"or put the file into {part.parent} by hand") from error
@@ -254,6 +265,8 @@ def main(arguments=None):
     command.add_argument("--url", help="a mirror of the same file")
     command.add_argument("--timeout", type=float, default=30.0, help="seconds without an answer before giving up (default: 30)")
     args = parser.parse_args(arguments)
+    if not 0 < args.timeout < 1e6:
+        parser.error(f"--timeout must be between 0 and 1000000 seconds, got {args.timeout}")
 
     def report(done, size):
         if sys.stderr.isatty():
@@ -263,9 +276,12 @@ def main(arguments=None):
         folder = fetch(ARCHIVES[args.name], args.data_dir or search_path()[0], url=args.url, timeout=args.timeout, report=report)
         if args.name == "cifar10":
             load_cifar10(folder)
-    except (OSError, ValueError, tarfile.TarError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (OSError, ValueError, RuntimeError, tarfile.TarError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was kept", file=sys.stderr)
+        return 130
     print(f"{args.name}: verified, in {folder}")
     return 0
 

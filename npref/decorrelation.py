@@ -37,6 +37,8 @@ def mean_squared_correlation(x_star):
     M, n = x_star.shape
     if n < 2:
         return xp.zeros((), dtype=x_star.dtype)
+    largest = abs(x_star).max(axis=0)
+    x_star = x_star / xp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
     length2 = xp.einsum("mi,mi->i", x_star, x_star)
     z = x_star / xp.sqrt(xp.where(length2 > 0, length2, 1))  # columns of length 1 (or 0)
     gram = z.T @ z if n <= M else z @ z.T  # both have the same sum of squares, Σ_ij c_ij²

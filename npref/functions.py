@@ -63,7 +63,7 @@ def loss(name, y, t):
 
     float64, because delta L is a small difference of two losses and its rounding should not be the loss's fault.
     """
-    xp = array_module(y, t)
+    xp = _check_targets(y, t)
     y, t = _wide(xp, y), _wide(xp, t)
     match name:
         case "cce":
@@ -77,7 +77,7 @@ def loss(name, y, t):
 
 def loss_gradient(name, y, t):
     """dL/dy for each sample, in y's dtype: (B, n_out), (B, n_out) -> (B, n_out)."""
-    xp = array_module(y, t)
+    xp = _check_targets(y, t)
     wide_y, wide_t = _wide(xp, y), _wide(xp, t)
     match name:
         case "cce":
@@ -93,14 +93,22 @@ def loss_gradient(name, y, t):
 
 
 def one_hot(labels, classes, dtype="float32"):
-    """Labels (B,) of ints in [0, classes) as rows of targets (B, classes)."""
+    """Labels (B,) of ints in [0, classes) as rows of targets (B, classes). Labels out of range give a row of zeros."""
     xp = array_module(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be (B,) ints, got {labels.shape} of {labels.dtype}")
     return (labels[:, None] == xp.arange(classes)[None, :]).astype(dtype)
 
 
 def correct(y, t):
     """Whether the largest output is at the largest target: (B, n_out), (B, n_out) -> (B,) of bool."""
     return y.argmax(axis=-1) == t.argmax(axis=-1)
+
+
+def _check_targets(y, t):
+    if y.shape[-t.ndim :] != t.shape or t.ndim == 0:
+        raise ValueError(f"outputs must be (..., B, n_out) and targets (B, n_out), got {y.shape} and {t.shape}")
+    return array_module(y, t)
 
 
 def _logsumexp(xp, y):

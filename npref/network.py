@@ -87,6 +87,8 @@ def forward(network, params, x, noise=None):
 
     For every layer  x* = R x,  a = W x* + b + eps,  x = f(a)   -- for rows of samples, the matrices act from the right.
     """
+    if x.shape[1:] != network.input_shape:
+        raise ValueError(f"x must be (B, {', '.join(map(str, network.input_shape))}), got {x.shape}")
     x_star, a, xs = [], [], []
     for l, layer in enumerate(network.layers):
         rows = unfold(layer, x)  # (B*P, n_in)
@@ -138,6 +140,8 @@ def check_batch(network, params, x, t):
         if params.R[l] is not None and params.R[l].shape != (n_in, n_in):
             raise ValueError(f"R of layer {l + 1}'s input must be {(n_in, n_in)}, got {params.R[l].shape}")
     dtypes = {str(p.dtype) for p in (x, *params.W, *params.b, *params.R) if p is not None}
+    if x.dtype.kind != "f":
+        raise TypeError(f"x and the parameters must be floating-point, got {x.dtype}: use x.astype(\"float32\") or \"float64\"")
     if len(dtypes) > 1:
         raise TypeError(f"x and the parameters must share one dtype, got {', '.join(sorted(dtypes))}")
     return xp

@@ -68,6 +68,8 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
     """
     if kind not in KINDS:
         raise ValueError(f"unknown noise {kind!r}: expected one of {', '.join(KINDS)}")
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ValueError(f"noise is float32 or float64, got {dtype}")
     if rows.step != 1:
         raise ValueError(f"rows must be consecutive, got {rows}")
     units = prod(shape)

@@ -26,6 +26,7 @@ def init_adam(parameters):
 def sgd_step(parameters, updates, lr):
     """W ← W - η ΔW, in place."""
     for p, d in zip(parameters, updates, strict=True):
+        _check_shapes(p, d)
         p -= lr * d
 
 
@@ -47,6 +48,7 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
     rate = lr * correction2 / correction1
     block = cache_block(xp)
     for p, d, m, v in zip(parameters, updates, state.m, state.v, strict=True):
+        _check_shapes(p, d, m, v)
         if not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
             raise ValueError("parameters and moments must be C-contiguous, as they change in place: use xp.ascontiguousarray")
         p, d, m, v = (a.reshape(-1) for a in (p, d, m, v))
@@ -64,3 +66,8 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
             xp.divide(m_i, work, out=work)
             work *= rate
             p_i -= work
+
+
+def _check_shapes(p, *others):
+    if any(a.shape != p.shape for a in others):
+        raise ValueError(f"a parameter of shape {p.shape} needs an update and moments of that shape, got {[a.shape for a in others]}")

@@ -125,6 +125,13 @@ def test_synthetic():
     assert -2.2 < slope < -1.8  # amplitude 1/f is power 1/f²
 
 
+@pytest.mark.parametrize("labels", [np.array([0, 10]), np.array([-1, 0]), np.array([0]), np.array([[0], [1]]), np.array([0.0, 1.0])])
+def test_labels_that_cannot_be(labels):
+    images = np.zeros((2, 3, 4, 4), dtype=np.uint8)
+    with pytest.raises(ValueError, match="made here: expected one label from 0 to 9 for each of 2 images"):
+        Dataset("made here", "", images, labels, images, np.array([0, 1]), 10)
+
+
 @pytest.fixture
 def archive(tmp_path):
     """A small tar.gz in the official layout, with a member that nobody asked for and one that points outside."""
@@ -185,6 +192,7 @@ def test_fetch_command(archive, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NPREF_DATA", str(tmp_path / "env"))
     assert datasets.main(["fetch", "cifar10", "--url", packed.as_uri()]) == 0
     assert capsys.readouterr().out == f"cifar10: verified, in {tmp_path / 'env' / 'box'}\n"
-    with pytest.raises(SystemExit) as caught:
-        datasets.main(["fetch", "mnist"])
-    assert caught.value.code == 2
+    for arguments in (["fetch", "mnist"], ["fetch", "cifar10", "--timeout", "inf"], ["fetch", "cifar10", "--timeout", "0"]):
+        with pytest.raises(SystemExit) as caught:
+            datasets.main(arguments)
+        assert caught.value.code == 2

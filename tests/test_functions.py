@@ -76,6 +76,17 @@ def test_one_hot_and_correct():
     assert fn.correct(np.array([[0, 1, 5.0], [0, 3, 1]]), t).tolist() == [True, False]
 
 
+def test_shapes_that_would_only_broadcast_are_refused():
+    y = np.ones((2, 3))
+    for t in (np.ones((2, 1)), np.ones((1, 3)), np.ones(3)[None]):
+        for call in (fn.loss, fn.loss_gradient):
+            with pytest.raises(ValueError, match=r"targets \(B, n_out\), got \(2, 3\)"):
+                call("cce", y, t)
+    for labels in (np.array([[1], [2]]), np.array([1.5])):
+        with pytest.raises(ValueError, match=r"labels must be \(B,\) ints"):
+            fn.one_hot(labels, 3)
+
+
 def test_unknown_names():
     for call in (fn.activate, fn.derivative):
         with pytest.raises(ValueError, match="unknown activation 'gelu': expected one of leaky_relu"):

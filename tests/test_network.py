@@ -77,6 +77,7 @@ def test_table_1():
     (lambda: architecture("fc2"), ValueError, "unknown architecture 'fc2': expected one of fc1"),
     (lambda: architecture("fc3", padding=1), ValueError, "padding=1 needs a convolution"),
     (lambda: architecture("conv", (3, 8, 8)), ValueError, "layer 3: kernel"),
+    (lambda: forward(architecture("fc1"), init_params(architecture("fc1")), np.ones((1, 3, 8, 8))), ValueError, "x must be"),
     (lambda: init_params(architecture("fc1"), init="zeros"), ValueError, "unknown init 'zeros'"),
 ])
 def test_bad_networks_say_so_when_built(make, error, words):

@@ -132,6 +132,8 @@ def test_uniforms():
 def test_errors():
     with pytest.raises(ValueError, match="unknown noise 'pink': expected one of gaussian, rademacher"):
         draw("pink")
+    with pytest.raises(ValueError, match="float32 or float64"):
+        draw(dtype="float16")
     with pytest.raises(ValueError, match="consecutive"):
         draw(rows=range(0, 6, 2))
     with pytest.raises(ValueError, match="seed"):

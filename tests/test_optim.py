@@ -62,5 +62,10 @@ def test_memory_that_cannot_change_in_place_is_refused():
     w = [np.ones((3, 2)).T]
     with pytest.raises(ValueError, match="C-contiguous"):
         adam_step(w, [np.ones((2, 3))], init_adam([np.ones((2, 3))]), 0.1)
+    w = [np.ones((2, 3))]
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) needs an update"):
+        adam_step(w, [np.ones((3, 2))], init_adam(w), 0.1)
+    with pytest.raises(ValueError, match="needs an update"):
+        sgd_step(w, [np.ones(3)], 0.1)
     with pytest.raises(ValueError):
         sgd_step([np.ones(2)], [np.ones(2), np.ones(2)], 0.1)
