@@ -86,6 +86,9 @@ class Config:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        smallest = {"float32": 2.0**-126, "float64": 2.0**-1022}[self.dtype]
+        if not smallest <= self.sigma2 <= 1 / smallest:
+            raise ValueError(f"sigma2={self.sigma2} is out of {self.dtype}'s range: expected {smallest:.1e} to {1 / smallest:.1e}")
         if not 0 <= self.slope < 1:
             raise ValueError(f"slope must be in [0, 1), got {self.slope}")
         if self.lr is None:

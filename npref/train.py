@@ -115,10 +115,14 @@ def _check_finite(config, state, update, t, step):
     if not np.isfinite(sums).all():  # a sum can overflow where its terms are finite, so look again before saying so
         for name, a in named:
             if not bool(xp.isfinite(a).all()):
-                raise Diverged(f"{config.method} diverged in epoch {state.epoch + 1}, step {step + 1}: {name} is not finite; "
-                               f"try a smaller lr than {config.lr:g}"
-                               + (f" or decor_lr than {config.decor_lr:g}" if any(R is not None for R in state.params.R) else ""))
+                raise _diverged(config, state, step, name)
     return float(sums[1]), float(sums[0])
+
+
+def _diverged(config, state, step, quantity):
+    rates = f"lr than {config.lr:g}" + (f" or decor_lr than {config.decor_lr:g}" if state.params.R[0] is not None else "")
+    return Diverged(f"{config.method} diverged in epoch {state.epoch + 1}, step {step + 1}: {quantity} is not finite; "
+                    f"try a smaller {rates}")
 
 
 def prepare(images, dtype):
@@ -158,17 +162,21 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     network = config.network(data.x_train.shape[1:], data.classes)
     environment = {**runlog.environment(backend), "data": data.fingerprint()}
     out = None if out is None else Path(out)
+    if out is not None and out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file: expected a folder for the run, new or empty")
+    lock = None
     if resume:
         if out is None:
             raise ValueError("resume needs the folder of the run")
         state = _resumed(config, environment, out / "checkpoint.h5", backend.xp)
-        runlog.remove_leftovers(out)
+        lock = runlog.lock(out)
     else:
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
             taken = [name for name in ("log.h5", "checkpoint.h5") if (out / name).exists()]
             if taken:
                 raise FileExistsError(f"{out} holds a run already ({', '.join(taken)}): resume it, or choose another folder")
+            out.mkdir(parents=True, exist_ok=True)
+            lock = runlog.lock(out)
         state = initial_state(config, network, backend.xp)
 
     def save(state, status, checkpoint=True):
@@ -177,11 +185,22 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
                 _save_checkpoint(out / "checkpoint.h5", config, environment, state)
             runlog.write_log(out / "log.h5", asdict(config), environment, state.rows, status)
 
-    save(state, "running", checkpoint=not resume)
-    return _epochs(config, network, data, backend.xp, state, save, progress or (lambda done, of: None), stop or (lambda: False))
+    save(state, "running" if state.epoch < config.epochs else "finished", checkpoint=not resume)
+    if state.epoch >= config.epochs:  # its log is now complete, should it have been killed before that
+        runlog.unlock(lock)
+        raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
+    return _epochs(config, network, data, backend.xp, state, save, progress or (lambda done, of: None), stop or (lambda: False), lock)
 
 
-def _epochs(config, network, data, xp, state, save, progress, stop):
+def _epochs(config, network, data, xp, state, save, progress, stop, lock):
+    try:
+        yield from _locked_epochs(config, network, data, xp, state, save, progress, stop)
+    finally:
+        if lock is not None:
+            runlog.unlock(lock)
+
+
+def _locked_epochs(config, network, data, xp, state, save, progress, stop):
     x_train, y_train, x_test, y_test = (xp.asarray(a) for a in (data.x_train, data.y_train, data.x_test, data.y_test))
     n, batch_size = len(x_train), min(config.batch_size, len(x_train))
     batches = -(-n // batch_size)
@@ -203,9 +222,6 @@ def _epochs(config, network, data, xp, state, save, progress, stop):
                     totals[name] += value
                 progress(state.batch, batches)
             row = _epoch_row(config, network, state, step, (x_train, y_train), (x_test, y_test))
-            if not np.isfinite(row["test_loss"]):
-                raise Diverged(f"{config.method} diverged in epoch {state.epoch + 1}, step {step + 1}: the test loss is not finite; "
-                               f"try a smaller lr than {config.lr:g}")
             state = State(state.params, state.adam, epoch=state.epoch + 1, rows=[*state.rows, row])
             save(state, "running" if state.epoch < config.epochs else "finished")
             yield row
@@ -214,9 +230,17 @@ def _epochs(config, network, data, xp, state, save, progress, stop):
         raise
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _epoch_row(config, network, state, step, train_set, test_set):
     began, totals = time.perf_counter(), state.totals
     test_loss, test_accuracy = evaluate(network, state.params, *test_set, config.loss)
+    if not np.isfinite(test_loss):
+        raise _diverged(config, state, step, "the test loss")
+    xp = array_module(state.params.W[0])
+    for name, arrays in (("W", state.params.W), ("Adam's second moment v", state.adam.v if state.adam else ())):
+        for i, array in enumerate(arrays):  # v overflows first where updates are huge, and would freeze its weight
+            if not bool(xp.isfinite(array).all()):
+                raise _diverged(config, state, step, f"{name}_{i + 1}")
     row = {"epoch": state.epoch + 1, "step": step + 1, "train_loss": totals["loss"] / totals["seen"],
            "train_accuracy": totals["correct"] / totals["seen"], "test_loss": test_loss, "test_accuracy": test_accuracy}
     if config.eval_train:
@@ -249,8 +273,6 @@ def _resumed(config, environment, path, xp):
     if differ:
         raise ValueError(f"cannot resume {path.parent} with a changed configuration: {'; '.join(differ)}; start a new run instead")
     counters, arrays = saved["counters"], saved["arrays"]
-    if counters["epoch"] >= config.epochs:
-        raise ValueError(f"{path.parent} has finished {counters['epoch']} epochs already: ask for more than that to go on")
     layers = range(sum(name.startswith("params/W/") for name in arrays))
 
     def restored(name):

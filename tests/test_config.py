@@ -50,6 +50,8 @@ def test_learning_rates():
     (dict(method="dinp", noisy_baseline=True), "noisy baseline needs noise in all layers at once"),
     (dict(activation="tanh", slope=0.1), "slope=0.1 has no effect"),
     (dict(method="np", sigma2=0.0), "sigma2 must be positive"),
+    (dict(sigma2=1e-60), "sigma2=1e-60 is out of float32's range"),
+    (dict(sigma2=1e300, dtype="float32"), "out of float32's range"),
     (dict(slope=1.0), r"slope must be in \[0, 1\), got 1.0"),
     (dict(slope=float("nan")), "slope must be in"),
     (dict(seed=2**64), "seed must be at least 0 and below 2\\^64"),
@@ -69,6 +71,7 @@ def test_options_that_do_have_an_effect():
     Config(method="danp", samples=3, noise="rademacher", noisy_baseline=True, anp_norm="layer", sigma2=1e-4, decor_lr=1e-2)
     Config(method="np", activation="sign", noisy_baseline=True)
     Config(arch="conv", padding=1, slope=0.0)
+    Config(sigma2=1e-60, dtype="float64")
 
 
 @pytest.mark.parametrize("options", [dict(epochs=1.5), dict(batch_size=2.0), dict(samples=True), dict(seed="1"), dict(limit_test=1.0)])

@@ -163,6 +163,33 @@ def test_a_run_is_not_overwritten(tmp_path):
     assert (tmp_path / "log.h5").read_bytes() == before
 
 
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    config, data = Config(method="np", **SMALL), small_data()
+    first = train(config, data, tmp_path)
+    next(first)
+    with pytest.raises(OSError, match="another process is writing the run"):
+        train(config, data, tmp_path, resume=True)
+    assert len(list(first)) == 2 and sorted(os.listdir(tmp_path)) == ["checkpoint.h5", "log.h5"]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "r").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="is a file: expected a folder"):
+        train(Config(**SMALL), small_data(), tmp_path / "r")
+
+
+def test_resuming_a_finished_run_completes_its_log(tmp_path):
+    """As after a kill between the last checkpoint and the last log."""
+    config, data = Config(method="np", **SMALL), small_data()
+    rows = list(train(config, data, tmp_path))
+    log = runlog.read_log(tmp_path / "log.h5")
+    runlog.write_log(tmp_path / "log.h5", log["config"], log["environment"], rows[:1], "running")
+    with pytest.raises(ValueError, match="has finished 3 epochs already"):
+        train(config, data, tmp_path, resume=True)
+    log = runlog.read_log(tmp_path / "log.h5")
+    assert len(log["rows"]) == 3 and log["status"] == "finished" and sorted(os.listdir(tmp_path)) == ["checkpoint.h5", "log.h5"]
+
+
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run file"):
         train(Config(**SMALL), small_data(), tmp_path / "none", resume=True)
@@ -174,9 +201,11 @@ def test_nothing_to_resume(tmp_path):
     (dict(method="bp", lr=1e30, optimizer="sgd"), "the loss of the clean pass is not finite"),
     (dict(method="np", lr=1e36, optimizer="sgd"), "is not finite"),
     (dict(method="danp", decor_lr=1e39), "R_0 is not finite"),
+    (dict(method="bp", lr=1e20, loss="mse", arch="fc1"), "Adam's second moment v_1 is not finite"),
+    (dict(method="dbp", lr=3e3, loss="mse", batch_size=40), "the test loss is not finite"),
 ])
 def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path, options, quantity):
-    config, data = Config(**{**SMALL, "arch": "fc3"}, **options), small_data()
+    config, data = Config(**{**SMALL, "arch": "fc3", **options}), small_data()
     with pytest.raises(Diverged, match=rf"{config.method} diverged in epoch \d, step \d+: .*{quantity}"):
         list(train(config, data, tmp_path))
     log = runlog.read_log(tmp_path / "log.h5")
