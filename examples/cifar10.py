@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments):
-    parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description="Train a network on CIFAR-10 with any of the eight methods.", allow_abbrev=False)
     for f in fields(Config):
         kind, text = FLAGS[f.name]
         options = dict(default=argparse.SUPPRESS)  # so that the namespace tells which flags were given
@@ -80,12 +80,15 @@ def parse(arguments):
 
 def main(arguments=None):
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal without Greek letters shows ?, and the run goes on
+        if stream is not None:  # closed by the caller
+            stream.reconfigure(errors="replace")  # a terminal without Greek letters shows ?, and the run goes on
     args, given = parse(arguments)
     stopping = []
     try:
         def ask(number, frame):  # the first signal asks for a clean stop, a second is obeyed at once
             stopping.append(number)
+            if sys.stderr is not None and sys.stderr.isatty():
+                print("stopping after this step; once more to stop at once", file=sys.stderr)
             signal.signal(number, signal.SIG_DFL)
 
         signal.signal(signal.SIGINT, ask)
@@ -119,7 +122,7 @@ def run(args, given, stop):
         config = Config(**{**saved["config"], **given})
     else:
         config = Config(**given)
-    if config.dataset == "synthetic" and args.data_dir is not None:
+    if given.get("dataset") == "synthetic" and args.data_dir is not None:
         raise ValueError("--data-dir has no effect on the synthetic data set: leave it out")
     plot = plotter(args.plot)
     backend = get_backend(config.backend)  # before any work, to say so if it cannot work
@@ -130,8 +133,8 @@ def run(args, given, stop):
     epochs = train(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
     if args.resume is not None:
         now, before = environment(backend), saved["environment"]
-        changed = [f"{name} was {before[name]}, now {now[name]}" for name in ("revision", "numpy", "blas", "threads", "device")
-                   if before[name] != now[name]]
+        names = ("revision", "numpy", "blas", "threads", "device")
+        changed = [f"{name} was {before.get(name)}, now {now[name]}" for name in names if before.get(name) != now[name]]
         if changed:
             say(f"note: {'; '.join(changed)}: the weights may differ in their last bits from an uninterrupted run's")
     say(f"run: {config.method} on {config.arch}, {config.optimizer} with lr {config.lr:g}, seed {config.seed}, "
@@ -154,7 +157,7 @@ def run(args, given, stop):
     if plot is not None:
         print(f"picture: {plot(log, out / 'curves.png')}")
     elif args.plot is None:
-        print("picture: none, matplotlib is not installed; pip install -e \".[examples]\"")
+        print("picture: none, matplotlib cannot be imported; pip install -e \".[examples]\"")
     return 0
 
 
@@ -174,9 +177,9 @@ class Bar:
     def __init__(self, quiet):
         try:
             from tqdm import tqdm
-        except ModuleNotFoundError:
+        except ImportError:
             tqdm = None
-        self.tqdm = tqdm if sys.stderr.isatty() and not quiet else None
+        self.tqdm = tqdm if sys.stderr is not None and sys.stderr.isatty() and not quiet else None
         self.bar = None
 
     def show(self, done, of):
@@ -196,9 +199,9 @@ def plotter(wanted):
         return None
     try:
         from plots import plot_run
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if wanted:
-            raise ValueError(f"--plot needs {error.name}: pip install -e \".[examples]\"") from error
+            raise ValueError(f"--plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
         return None
     return plot_run
 

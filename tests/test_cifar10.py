@@ -171,7 +171,7 @@ def test_plot_without_matplotlib(run, monkeypatch):
     assert code == 2 and "--plot needs matplotlib" in err and err.count("\n") == 1 and not os.path.exists("r")
     arguments = [a for a in TINY if a != "--no-plot"]
     code, out, _ = run(*arguments, "--out", "r", tiny=False)
-    assert code == 0 and 'picture: none, matplotlib is not installed; pip install -e ".[examples]"' in out
+    assert code == 0 and 'picture: none, matplotlib cannot be imported; pip install -e ".[examples]"' in out
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -327,6 +327,11 @@ def test_output_that_nobody_reads(tmp_path):
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 128 + signal.SIGPIPE
     assert runlog.read_checkpoint(tmp_path / "r" / "checkpoint.h5")["counters"]["epoch"] >= 0
+
+
+def test_closed_output(tmp_path):
+    done = subprocess.run(["sh", "-c", f"exec {sys.executable} {SCRIPT} {' '.join(TINY)} --out {tmp_path / 'r'} >&- 2>&-"])
+    assert done.returncode == 0 and runlog.read_log(tmp_path / "r" / "log.h5")["status"] == "finished"
 
 
 def test_progress_bar_on_a_terminal_only(tmp_path):
