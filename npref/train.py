@@ -1,6 +1,7 @@
 """Training: one step, the mini-batch loop, evaluation, divergence, resume."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -164,20 +165,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     out = None if out is None else Path(out)
     if out is not None and out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: expected a folder for the run, new or empty")
-    lock = None
-    if resume:
-        if out is None:
-            raise ValueError("resume needs the folder of the run")
-        state = _resumed(config, environment, out / "checkpoint.h5", backend.xp)
-        lock = runlog.lock(out)
-    else:
-        if out is not None:
-            taken = [name for name in ("log.h5", "checkpoint.h5") if (out / name).exists()]
-            if taken:
-                raise FileExistsError(f"{out} holds a run already ({', '.join(taken)}): resume it, or choose another folder")
-            out.mkdir(parents=True, exist_ok=True)
-            lock = runlog.lock(out)
-        state = initial_state(config, network, backend.xp)
+    if resume and out is None:
+        raise ValueError("resume needs the folder of the run")
 
     def save(state, status, checkpoint=True):
         if out is not None:
@@ -185,22 +174,31 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
                 _save_checkpoint(out / "checkpoint.h5", config, environment, state)
             runlog.write_log(out / "log.h5", asdict(config), environment, state.rows, status)
 
-    save(state, "running" if state.epoch < config.epochs else "finished", checkpoint=not resume)
-    if state.epoch >= config.epochs:  # its log is now complete, should it have been killed before that
-        runlog.unlock(lock)
-        raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
-    return _epochs(config, network, data, backend.xp, state, save, progress or (lambda done, of: None), stop or (lambda: False), lock)
+    with ExitStack() as held:  # the lock on the folder, until the last epoch or an error
+        if out is not None and not resume:
+            taken = [name for name in ("log.h5", "checkpoint.h5") if (out / name).exists()]
+            if taken:
+                raise FileExistsError(f"{out} holds a run already ({', '.join(taken)}): resume it, or choose another folder")
+            out.mkdir(parents=True, exist_ok=True)
+        if out is not None and out.is_dir():
+            held.callback(runlog.unlock, runlog.lock(out))
+        if resume:
+            state = _resumed(config, environment, out / "checkpoint.h5", backend.xp)
+        else:
+            state = initial_state(config, network, backend.xp)
+        if state.epoch >= config.epochs:
+            save(state, "finished", checkpoint=False)  # complete its log, should it have been killed before that
+            raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
+        save(state, "running", checkpoint=not resume)
+        return _epochs(held.pop_all(), config, network, data, backend.xp, state, save, progress, stop)
 
 
-def _epochs(config, network, data, xp, state, save, progress, stop, lock):
-    try:
-        yield from _locked_epochs(config, network, data, xp, state, save, progress, stop)
-    finally:
-        if lock is not None:
-            runlog.unlock(lock)
+def _epochs(held, *arguments):
+    with held:
+        yield from _epochs_of(*arguments)
 
 
-def _locked_epochs(config, network, data, xp, state, save, progress, stop):
+def _epochs_of(config, network, data, xp, state, save, progress, stop):
     x_train, y_train, x_test, y_test = (xp.asarray(a) for a in (data.x_train, data.y_train, data.x_test, data.y_test))
     n, batch_size = len(x_train), min(config.batch_size, len(x_train))
     batches = -(-n // batch_size)
@@ -209,7 +207,7 @@ def _locked_epochs(config, network, data, xp, state, save, progress, stop):
             order = xp.asarray(noise_source.permutation(config.seed, state.epoch, n))
             totals = state.totals
             while state.batch < batches:
-                if stop():
+                if stop is not None and stop():
                     save(state, "interrupted")
                     raise Interrupted(f"stopped in epoch {state.epoch + 1} after {state.batch} of {batches} steps")
                 began = time.perf_counter()
@@ -220,7 +218,8 @@ def _locked_epochs(config, network, data, xp, state, save, progress, stop):
                 state.batch += 1
                 for name, value in (("loss", loss), ("correct", right), ("seen", len(t)), ("seconds", time.perf_counter() - began)):
                     totals[name] += value
-                progress(state.batch, batches)
+                if progress is not None:
+                    progress(state.batch, batches)
             row = _epoch_row(config, network, state, step, (x_train, y_train), (x_test, y_test))
             state = State(state.params, state.adam, epoch=state.epoch + 1, rows=[*state.rows, row])
             save(state, "running" if state.epoch < config.epochs else "finished")
