@@ -145,6 +145,8 @@ def run(args, given, stop):
             say(line(row, config.epochs))
     except Interrupted as error:
         raise Interrupted(f"{error}; all is saved, go on with --resume {out}") from None
+    except Diverged as error:
+        raise Diverged(f"{error}; the log so far and the last good checkpoint are in {out}") from None
     finally:
         bar.close()
     log = read_log(out / "log.h5")

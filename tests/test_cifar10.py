@@ -223,6 +223,7 @@ def test_divergence_exits_with_3(run):
     code, _, err = run("--method", "bp", "--optimizer", "sgd", "--lr", 1e38, "--out", "r")
     assert code == 3 and err.startswith("error: bp diverged in epoch 1, step 2: the loss of the clean pass is not finite")
     assert err.count("\n") == 1 and sorted(os.listdir("r")) == ["checkpoint.h5", "log.h5"]
+    assert err.endswith("the log so far and the last good checkpoint are in r\n")
     assert runlog.read_log("r/log.h5")["status"].startswith("diverged")
 
 
