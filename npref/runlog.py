@@ -128,6 +128,8 @@ def lock(folder):
 
 def unlock(file):
     """Give back what `lock` took."""
+    if os.name != "posix":  # where a file that is open cannot be deleted
+        file.close()
     Path(file.name).unlink(missing_ok=True)
     file.close()
 
