@@ -134,6 +134,27 @@ def unlock(file):
     file.close()
 
 
+def replace_file(path, *parts):
+    """Put the bytes of `parts` in a file's place, all or nothing: written beside it, flushed to the disk, and renamed."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as raw:
+            for part in parts:
+                raw.write(part)
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
 @contextmanager
 def _opened(path):
     """The file, read and checked as bytes first: HDF5 itself notices only some kinds of damage."""
@@ -151,27 +172,11 @@ def _opened(path):
 @contextmanager
 def _replacing(path):
     """Build the file in memory, then put it on the disk with plain writes: HDF5 does not take a full disk well."""
-    path = Path(path)
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+    with h5py.File(Path(path).name, "w", driver="core", backing_store=False) as file:
         yield file
         file.flush()
         image = file.id.get_file_image()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as raw:
-            raw.write(_user_block(image))
-            raw.write(image)
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    replace_file(path, _user_block(image), image)
 
 
 def _user_block(image):

@@ -1,0 +1,34 @@
+"""npref as a numerical oracle: golden vectors, and the check of any implementation against them.
+
+    python -m npref.oracle write vectors.h5
+    python -m npref.oracle check vectors.h5 --adapter my_module:my_function
+
+An **adapter** is a function of one `Case`: its inputs are NumPy arrays (see `Case` for all of them), and it returns a dict with any of
+these, as arrays of NumPy, CuPy, PyTorch, JAX or TensorFlow, or None for a case that it does not support. Compute in the dtype of the
+inputs. B samples, K noise samples, L layers, P positions of a convolution's output; lists are over layers l = 0 ... L-1, and
+None or a missing entry is not checked.
+
+    x_star      list (B, n_in), for a convolution (B, n_in, P)   x*: what W multiplies, R applied; clean pass
+    a, x        list (B, *shape)               pre-activation with bias, and output, of the clean pass
+    loss        (B,)                           of each sample, clean pass
+    g           list (B, *shape)               bp only: dL/da_l of each sample
+    a_tilde     list (K, B, *shape)            noisy pre-activation, noise included; inp: (K, L, B, *shape), axis 1 the perturbed layer
+    noisy_loss  (K, B), inp: (K, L, B)
+    dL          like noisy_loss                noisy - clean
+    da          list (K, B, *shape)            anp only: ã - a
+    dW, db      list, like W and b             the update to be subtracted: mean over samples and noise samples, sum over positions
+    dR          list (n_in, n_in)              (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R; R ← R - alpha dR
+    after_1/W, /b, /R, /m_W, /v_W, /m_b, /v_b  lists: parameters and Adam's moments after one step, of weights, biases and R
+    after_10/W, ...                            and after ten, every one on the same x, t, eps (and baseline), with the new parameters
+
+With a noisy baseline (case.baseline) that pass is the clean pass in all of the above. `npref/oracle/adapter.py` is an adapter of 80
+lines; examples/adapters/ has them for PyTorch and JAX.
+"""
+
+from .adapter import self
+from .cases import Case
+from .check import TOLERANCE, CannotRun, Result, check, compare
+from .conventions import CONVENTIONS, Convention
+from .files import read, write
+
+__all__ = ["CONVENTIONS", "TOLERANCE", "CannotRun", "Case", "Convention", "Result", "check", "compare", "read", "self", "write"]

@@ -1,0 +1,101 @@
+"""The oracle on the command line:  python -m npref.oracle write | check | list | show  (--help tells more)."""
+
+import argparse
+import sys
+from collections import Counter
+
+from .cases import ARRAYS
+from .check import DTYPES, CannotRun, check, load_adapter
+from .conventions import CONVENTIONS
+from .files import flat, list_cases, one_case, write
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help tells more)\n")
+
+
+def parse(arguments):
+    parser = Parser(prog="python -m npref.oracle", description="Golden vectors of the paper's rules; the check of other code against them.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="write | check | list | show")
+    command = commands.add_parser("write", help="compute the cases and write them to an HDF5 file", allow_abbrev=False)
+    command.add_argument("vectors", metavar="OUT.h5")
+    command.add_argument("--cases", default="*", metavar="GLOB", help="only cases whose name matches, such as 'danp/*' (default: all)")
+    command = commands.add_parser("check", help="compare an implementation with a file of golden vectors", allow_abbrev=False)
+    command.add_argument("vectors", metavar="VECTORS.h5")
+    command.add_argument("--adapter", required=True, metavar="MODULE:OBJECT", help="a function of a case; npref.oracle:self is npref's own")
+    command.add_argument("--convention", default="paper", choices=CONVENTIONS, help="whose numbers to expect (default: paper)")
+    command.add_argument("--cases", default="*", metavar="GLOB", help="only cases whose name matches (default: all)")
+    command.add_argument("--dtype", choices=DTYPES, help="only this dtype (default: both)")
+    command.add_argument("--quiet", action="store_true", help="print differences and the summary only (default: no)")
+    command = commands.add_parser("list", help="the cases of a file, or the built-in ones, a line each", allow_abbrev=False)
+    command.add_argument("vectors", metavar="VECTORS.h5", nargs="?")
+    command = commands.add_parser("show", help="one case: its settings and the shapes of its arrays", allow_abbrev=False)
+    command.add_argument("vectors", metavar="VECTORS.h5")
+    command.add_argument("case", metavar="CASE")
+    command.add_argument("--values", action="store_true", help="print the numbers too (default: no)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    try:
+        return {"write": run_write, "check": run_check, "list": run_list, "show": run_show}[args.command](args)
+    except (CannotRun, ValueError, OSError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def run_write(args):
+    bar = (lambda done, of: print(f"\r{done}/{of}", end="\n" * (done == of), file=sys.stderr)) if sys.stderr.isatty() else None
+    print(f"{write(args.vectors, args.cases, bar)} cases written to {args.vectors}")
+    return 0
+
+
+def run_check(args):
+    adapter, count = load_adapter(args.adapter), Counter()
+    if not args.quiet:
+        print(f"{'case':40} {'dtype':8} arrays  worst error, in tolerances")
+    for r in check(args.vectors, adapter, args.convention, args.cases, (args.dtype,) if args.dtype else DTYPES):
+        verdict = "skipped" if r.skipped else "WRONG" if r.wrong else "ok"
+        count[verdict] += 1
+        if verdict == "skipped" and not args.quiet:
+            print(f"{r.name:40} {r.dtype:8}      -  skipped: {r.skipped}")
+        elif verdict == "WRONG" or not args.quiet:
+            print(f"{r.name:40} {r.dtype:8} {r.checked:6}  {r.worst:8.2g} {r.worst_at:18} {verdict}", flush=True)
+        if r.wrong:
+            print(f"    first wrong: {r.wrong}{r.details if r.details.startswith('[') else ': ' + r.details}")
+            if r.hint:
+                print(f"    hint: {r.hint}")
+    print(f"{count['ok']} ok, {count['WRONG']} wrong, {count['skipped']} skipped, by the convention {args.convention!r}")
+    if not count["ok"] + count["WRONG"]:
+        raise CannotRun("every case was skipped, so nothing was checked: choose other --cases or another --convention")
+    return 1 if count["WRONG"] else 0
+
+
+def run_list(args):
+    for name, text in list_cases(args.vectors):
+        print(f"{name:40} {text}")
+    return 0
+
+
+def run_show(args):
+    case, outputs = one_case(args.vectors, args.case)
+    print(f"{case.name}: {case.text}")
+    for name, value in case.settings().items():
+        if name not in ("name", "text", "layers"):
+            print(f"  {name} = {value}")
+    for l, layer in enumerate(case.layers):
+        print(f"  layer {l}: {layer}")
+    for title, arrays in (("inputs", flat({name: getattr(case, name) for name in ARRAYS})),
+                          ("outputs", {name: value for name, (value, _) in outputs.items()})):
+        print(title)
+        for name, a in arrays.items():
+            print(f"  {name:20} {a.shape}")
+            if args.values:
+                print("    " + str(a).replace("\n", "\n    "))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Compare an adapter's numbers with golden vectors."""
+
+import importlib
+import sys
+import traceback
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..layers import Conv
+from .conventions import CONVENTIONS
+from .files import flat, read
+from .hints import hint
+from .reference import STEPS, Kink, reference
+
+TOLERANCE = 8  # c in |out - ref| <= c·eps·scale; npref itself stays below 3
+DTYPES = ("float64", "float32")
+REASONED = 10  # so many differences are explained by recomputing the reference; the others by looking at them alone
+QUANTITIES = ("x_star", "a", "x", "loss", "g", "a_tilde", "noisy_loss", "dL", "da", "dW", "db", "dR",
+              *(f"after_{n}/{name}" for n in STEPS for name in ("W", "b", "m_W", "v_W", "m_b", "v_b", "R")))
+
+
+class CannotRun(Exception):
+    """The check itself could not be made; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case in one dtype. checked: arrays compared; worst: the largest error in tolerances, and where; wrong: the first quantity
+    beyond its tolerance in the order of the computation, with what is known of it; skipped: why nothing was compared."""
+
+    name: str
+    dtype: str
+    checked: int = 0
+    worst: float = 0.0
+    worst_at: str = ""
+    wrong: str = ""
+    details: str = ""
+    hint: str = ""
+    skipped: str = ""
+
+
+def load_adapter(name):
+    """"module:object" -> the object. Raises CannotRun where there is no such thing."""
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise CannotRun(f"an adapter is named module:object, such as npref.oracle:self, got {name!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        adapter = getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        raise CannotRun(f"module {module} has no {attribute}") from None
+    except Exception as error:  # whatever somebody's module raises
+        raise CannotRun(f"cannot import {module}: {_where(error)}") from error
+    if not callable(adapter):
+        raise CannotRun(f"{name} must be a function of a case, got {type(adapter).__name__}")
+    return adapter
+
+
+def check(path, adapter, convention="paper", cases="*", dtypes=DTYPES):
+    """Compare `adapter`, a function of a Case, with the file's cases: an iterator of `Result`.
+
+    Raises CannotRun where the adapter raises or returns something that is not a result, and what `files.read` raises.
+    """
+    if convention not in CONVENTIONS:
+        raise CannotRun(f"unknown convention {convention!r}: expected one of {', '.join(CONVENTIONS)}")
+    c, reasoned = CONVENTIONS[convention], 0
+    for case, outputs in read(path, cases):
+        reason = _outside(case, c)
+        if not reason and convention != "paper":
+            try:
+                outputs = {name: (a.value, a.scale) for name, a in reference(case, c).items()}
+            except Kink:
+                reason = "under this convention a unit comes too close to its kink"
+        for dtype in dtypes:
+            if reason:
+                yield Result(case.name, dtype, skipped=reason)
+                continue
+            result = compare(case.cast(dtype), c, outputs, adapter, rerun=reasoned < REASONED)
+            reasoned += bool(result.wrong)
+            yield result
+
+
+def _outside(case, c):
+    """Why a case is not one of a convention's, or ""."""
+    if case.rule not in c.rules:
+        return f"this convention has no {case.rule}"
+    if not c.conv and any(isinstance(q, Conv) for q in case.layers):
+        return "this convention has dense layers only"
+    if not c.samples and case.eps is not None and len(case.eps[0]) > 1:
+        return "this convention has one noise sample"
+    return ""
+
+
+def compare(case, convention, outputs, adapter, rerun=True):
+    """One case's `Result`; `case` in the dtype to be tested, `outputs` {quantity: (value, scale)}."""
+    found = _call(adapter, case)
+    if found is None:
+        return Result(case.name, case.dtype, skipped="the adapter does not support it")
+    found = {name: a for name, a in _arrays(case, found, outputs).items() if name in outputs}
+    if not found:
+        raise CannotRun(f"{case.name}: the adapter returned nothing that can be checked; expected any of {', '.join(_kinds(outputs))}")
+    eps, result = np.finfo(case.dtype).eps, Result(case.name, case.dtype, len(found))
+    for name, (value, scale) in outputs.items():
+        if name not in found:
+            continue
+        out, tolerance = found[name], TOLERANCE * eps * scale
+        if out.shape != value.shape:
+            return replace(result, worst=np.inf, worst_at=name, wrong=name, details=f"shape {out.shape}, expected {value.shape}",
+                           hint=hint(case, convention, name, out, value, tolerance, rerun))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = np.where(out == value, 0, abs(out - value) / tolerance)
+        error = np.where(np.isnan(error), np.inf, error)
+        at = np.unravel_index(np.argmax(error), error.shape)
+        if error[at] > result.worst:
+            result = replace(result, worst=float(error[at]), worst_at=name)
+        if error[at] > 1:
+            details = (f"[{', '.join(map(str, at))}] is {out[at]:.9g}, expected {value[at]:.9g}; "
+                       f"{np.sum(error > 1)} of {error.size} numbers are wrong")
+            why = hint(case, convention, name, out, value, tolerance, rerun) if np.isfinite(out).all() else "not finite"
+            return replace(result, wrong=name, details=details, hint=why)
+    return result
+
+
+def _call(adapter, case):
+    try:
+        return adapter(case)
+    except Exception as error:
+        raise CannotRun(f"{case.name} in {case.dtype}: the adapter raised {_where(error)}") from error
+
+
+def _arrays(case, found, outputs):
+    if not isinstance(found, dict):
+        raise CannotRun(f"{case.name}: an adapter returns a dict of arrays, or None if it does not support a case, "
+                        f"got {type(found).__name__}")
+    arrays = {}
+    for name, a in flat(found).items():
+        kind, _, layer = name.rpartition("/") if name.rpartition("/")[2].isdigit() else (name, "", "")
+        if kind not in QUANTITIES or (layer and int(layer) >= len(case.layers)):
+            raise CannotRun(f"{case.name}: the adapter returned {name!r}; expected {', '.join(_kinds(outputs))}")
+        try:
+            arrays[name] = to_numpy(a)
+        except Exception as error:
+            raise CannotRun(f"{case.name}: {name} cannot be made a NumPy array: {_where(error)}") from error
+    return arrays
+
+
+def _kinds(outputs):
+    return list(dict.fromkeys(name.rpartition("/")[0] if name.rpartition("/")[2].isdigit() else name for name in outputs))
+
+
+def to_numpy(a):
+    """NumPy, CuPy, PyTorch, JAX or TensorFlow array, or a number -> NumPy array of float64."""
+    for leave in ("detach", "cpu", "resolve_neg"):  # PyTorch: its graph, its device, its lazy sign
+        a = getattr(a, leave)() if hasattr(a, leave) else a
+    if hasattr(a, "get") and hasattr(a, "__cuda_array_interface__"):  # CuPy
+        a = a.get()
+    if not hasattr(a, "__array__") and hasattr(a, "__dlpack__"):
+        a = np.from_dlpack(a)
+    a = np.asarray(a)
+    if a.dtype.kind not in "fiub" and a.dtype.name not in ("bfloat16",):
+        raise TypeError(f"expected real numbers, got {a.dtype}")
+    return a.astype(np.float64)
+
+
+def _where(error):
+    """An exception in one line, with the last place in the code it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -1,0 +1,165 @@
+"""Golden vectors in HDF5.
+
+/                   attributes: format, version, npref, revision, conventions (JSON), cases (JSON, their names in order)
+/CASE               attributes: settings (JSON: `Case.settings`), quantities (JSON, in the order of the computation)
+/CASE/inputs/...    x, t, W, b, R, eps, baseline, one data set a layer where there are layers
+/CASE/outputs/...   the reference values; attribute `scale`: an array, |out - ref| <= TOLERANCE · eps · scale
+Every data set is float64, with an attribute sha256 of its little-endian bytes in C order.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from .. import __version__
+from ..runlog import replace_file, source_revision
+from .cases import ARRAYS, case_list, from_settings, with_inputs
+from .conventions import CONVENTIONS
+from .reference import Kink, reference
+
+FORMAT, VERSION = "npref oracle", 1
+TRIES = 100
+
+
+def write(path, cases="*", progress=None):
+    """Compute the built-in cases whose names match the glob, and write them. Returns their number. The same bytes every time.
+
+    Raises ValueError where no case matches, and FileExistsError where `path` is something else than golden vectors.
+    """
+    path, specs = Path(path), [spec for spec in case_list() if fnmatchcase(spec[0].name, cases)]
+    if not specs:
+        raise ValueError(f"no case matches {cases!r}: python -m npref.oracle list shows the names")
+    if path.exists() and not _is_ours(path):
+        raise FileExistsError(f"{path} exists and is not a file of golden vectors: choose another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent}: create it first")
+    with h5py.File("golden", "w", driver="core", backing_store=False, libver=("v108", "v108")) as file:
+        file.attrs.update(format=FORMAT, version=VERSION, npref=__version__, revision=source_revision(),
+                          conventions=json.dumps({name: c.text for name, c in CONVENTIONS.items()}),
+                          cases=json.dumps([spec[0].name for spec in specs]))
+        with ProcessPoolExecutor(min(os.cpu_count() or 1, len(specs))) as pool:
+            for done, (case, values) in enumerate(pool.map(_computed, specs, chunksize=4), 1):
+                _write_case(file.create_group(case.name), case, values)
+                if progress is not None:
+                    progress(done, len(specs))
+        file.flush()
+        replace_file(path, file.id.get_file_image())
+    return len(specs)
+
+
+def _computed(spec):
+    """A case with the first inputs for which no rounding can put a unit on the other side of its kink, and its reference."""
+    for attempt in range(TRIES):
+        case = with_inputs(*spec, attempt)
+        try:
+            values = {name: (a.value, a.scale) for name, a in reference(case).items()}
+        except Kink:
+            continue
+        if not all(np.isfinite(a).all() for pair in values.values() for a in pair):
+            raise AssertionError(f"{case.name}: not finite")
+        return case, values
+    raise AssertionError(f"{spec[0].name}: no inputs away from kinks in {TRIES} tries")
+
+
+def _write_case(group, case, values):
+    group.attrs.update(settings=json.dumps(case.settings(), ensure_ascii=False), quantities=json.dumps(list(values)))
+    for name, a in flat({name: getattr(case, name) for name in ARRAYS}).items():
+        _write_array(group, f"inputs/{name}", a)
+    for name, (value, scale) in values.items():
+        _write_array(group, f"outputs/{name}", value).attrs["scale"] = scale
+
+
+def _write_array(group, name, a):
+    a = np.ascontiguousarray(a, dtype="<f8")
+    data = group.create_dataset(name, data=a)
+    data.attrs["sha256"] = _digest(a)
+    return data
+
+
+def _digest(a):
+    return hashlib.sha256(a.tobytes()).hexdigest()
+
+
+def read(path, cases="*"):
+    """The cases whose names match the glob: an iterator of (Case in float64, {quantity: (value, scale)}).
+
+    Raises ValueError for a file of another kind or version, a damaged one, and where no case matches.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}: write one with python -m npref.oracle write {path}")
+    if not _is_ours(path):
+        raise ValueError(f"{path}: expected golden vectors ({FORMAT}, version {VERSION}), got another kind of file")
+    with h5py.File(path, "r") as file:
+        if file.attrs["version"] != VERSION:
+            raise ValueError(f"{path}: expected version {VERSION} of the format, got {file.attrs['version']}: write it anew")
+        names = [name for name in json.loads(file.attrs["cases"]) if fnmatchcase(name, cases)]
+        if not names:
+            raise ValueError(f"no case in {path} matches {cases!r}: python -m npref.oracle list {path} shows the names")
+        for name in names:
+            try:
+                yield _read_case(file[name])
+            except (KeyError, OSError) as error:
+                raise ValueError(f"{path}: damaged, {name} cannot be read ({error}): write it anew") from error
+
+
+def _read_case(group):
+    settings, order = json.loads(group.attrs["settings"]), json.loads(group.attrs["quantities"])
+    arrays = {}
+    for name in ARRAYS:
+        node = group["inputs"].get(name)
+        if node is None:
+            arrays[name] = None if name in ("eps", "baseline") else (None,) * len(settings["layers"])
+        elif isinstance(node, h5py.Dataset):
+            arrays[name] = _read_array(node)
+        else:
+            arrays[name] = tuple(_read_array(node[str(l)]) if str(l) in node else None for l in range(len(settings["layers"])))
+    outputs = {name: (_read_array(group["outputs"][name]), group["outputs"][name].attrs["scale"]) for name in order}
+    return from_settings(settings, arrays), outputs
+
+
+def _read_array(data):
+    a = data[()]
+    if _digest(a) != data.attrs["sha256"]:
+        raise KeyError(f"{data.name} does not have its sha256")
+    return a
+
+
+def _is_ours(path):
+    try:
+        with h5py.File(path, "r") as file:
+            return file.attrs.get("format") == FORMAT
+    except OSError:
+        return False
+
+
+def flat(quantities):
+    """{"W": (w0, None, w2), "x": x} -> {"W/0": w0, "W/2": w2, "x": x}."""
+    out = {}
+    for name, a in quantities.items():
+        if isinstance(a, (list, tuple)):
+            out |= {f"{name}/{l}": a_l for l, a_l in enumerate(a) if a_l is not None}
+        elif a is not None:
+            out[name] = a
+    return out
+
+
+def list_cases(path=None):
+    """(name, text) of the cases in a file, or of the built-in ones."""
+    if path is None:
+        return [(case.name, case.text) for case, *_ in case_list()]
+    return [(case.name, case.text) for case, _ in read(path)]
+
+
+def one_case(path, name):
+    """The case of that very name, and its quantities. Raises ValueError where there is none."""
+    for case, outputs in read(path):
+        if case.name == name:
+            return replace(case), outputs
+    raise ValueError(f"no case {name} in {path}: python -m npref.oracle list {path} shows the names")

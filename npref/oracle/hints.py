@@ -1,0 +1,85 @@
+"""What a wrong array looks like: known transformations of the right one, and reruns of the reference with one thing changed."""
+
+from dataclasses import replace
+from math import prod, sqrt
+
+import numpy as np
+
+from .conventions import VARIANTS
+from .reference import Kink, reference
+
+
+def hint(case, convention, name, out, value, tolerance, rerun=True):
+    """A sentence on what `out`, not within `tolerance` of `value`, may have come from; "" where nothing fits.
+
+    rerun=False leaves out the explanations that need the reference computed again.
+    """
+    if out.shape != value.shape:
+        return "transposed" if out.shape == value.T.shape and _agree(out.T, value, tolerance) else ""
+    turned = {2: [(out.T, "transposed")],
+              4: [(out[..., ::-1, ::-1], "kernels flipped: a convolution here is a cross-correlation"),
+                  (out.swapaxes(2, 3), "vertical and horizontal taps exchanged")]}
+    for other, words in turned.get(out.ndim, []):
+        if other.shape == value.shape and _agree(other, value, tolerance):
+            return words
+    return (_variant(case, convention, name, out, value, tolerance) if rerun else "") or _factor(case, name, out, value, tolerance) \
+        or _precision(case, out, value, tolerance)
+
+
+def _agree(out, value, tolerance):
+    return bool(np.all(abs(out - value) <= 4 * np.broadcast_to(tolerance, value.shape)))
+
+
+def _variant(case, convention, name, out, value, tolerance):
+    steps = (10,) if name.startswith("after_10") else (1,)
+    for fields, words in VARIANTS:
+        if all(getattr(convention, k) == v for k, v in fields.items()):
+            continue
+        try:
+            other = reference(case, replace(convention, **fields), steps)[name]
+        except (Kink, KeyError):
+            continue
+        if other.shape == value.shape and _agree(out, other.value, tolerance) and not _agree(value, other.value, tolerance):
+            return words
+    return ""
+
+
+def _factor(case, name, out, value, tolerance):
+    kind, _, l = name.partition("/")
+    top = np.unravel_index(np.argmax(abs(value)), value.shape)
+    if value[top] == 0:
+        return ""
+    factor = out[top] / value[top]
+    if not np.isfinite(factor) or not _agree(out, factor * value, max(1, abs(factor)) * tolerance):
+        return ""
+    units, B, K = case.network.units, len(case.x), 1 if case.eps is None else len(case.eps[0])
+    known = [(-1, "the sign"), (B, "summed over the batch: the mean is expected"),
+             (K, "summed over the K noise samples: their mean is expected"),
+             (B * K, "summed over batch and noise samples: their mean is expected"),
+             (1 / B, "averaged over the batch twice"), (2, "a factor 2"), (0.5, "a factor 1/2")]
+    if kind in ("dW", "db") and case.rule != "bp":
+        sigma, N, N_l = sqrt(case.sigma2), sum(units), units[int(l)]
+        if case.rule == "np":
+            known += [(sigma, "σ in place of σ²"), (case.sigma2, "the division by σ² is missing")]
+        for n, words in ((N, "N, the units of the network"), (N_l, "N_l, the units of the layer")):
+            known += [(1 / n, f"{words}, is missing"), (1 / sqrt(n), f"the square root of {words}, in its place"),
+                      (n, f"{words}, once too often")]
+        known += [(N_l / N, "N_l in place of N"), (N / N_l, "N in place of N_l")]
+    if kind in ("dW", "db"):
+        positions = prod(case.network.shapes[int(l) + 1][1:])
+        known += [(1 / positions, "averaged over a convolution's positions: their sum is expected")] * (positions > 1)
+    for number, words in known:
+        if abs(number - 1) > 1e-9 and abs(factor - number) <= 1e-4 * abs(number):
+            return words
+        if abs(number - 1) > 1e-9 and number != -1 and abs(factor + number) <= 1e-4 * abs(number):
+            return f"the sign, and {words}"
+    return f"off by the constant factor {factor:.6g}" if value.size > 1 else ""
+
+
+def _precision(case, out, value, tolerance):
+    for dtype, bits, words in (("float64", 53 - 24, "the error is float32's: something is computed in single precision"),
+                               ("float32", 24 - 11, "the error is that of 11 significant bits: a product in TF32 or float16"),
+                               ("float32", 24 - 8, "the error is that of 8 significant bits: a product in bfloat16")):
+        if case.dtype == dtype and np.all(abs(out - value) <= tolerance * 2.0**bits):
+            return words
+    return ""
