@@ -27,7 +27,7 @@ lines; examples/adapters/ has them for PyTorch and JAX.
 
 from .adapter import self
 from .cases import Case
-from .check import TOLERANCE, CannotRun, Result, check, compare
+from .checker import TOLERANCE, CannotRun, Result, check, compare
 from .conventions import CONVENTIONS, Convention
 from .files import read, write
 

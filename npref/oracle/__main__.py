@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 
 from .cases import ARRAYS
-from .check import DTYPES, CannotRun, check, load_adapter
+from .checker import DTYPES, CannotRun, check, load_adapter
 from .conventions import CONVENTIONS
 from .files import flat, list_cases, one_case, write
 
@@ -20,12 +20,12 @@ def parse(arguments):
     commands = parser.add_subparsers(dest="command", required=True, metavar="write | check | list | show")
     command = commands.add_parser("write", help="compute the cases and write them to an HDF5 file", allow_abbrev=False)
     command.add_argument("vectors", metavar="OUT.h5")
-    command.add_argument("--cases", default="*", metavar="GLOB", help="only cases whose name matches, such as 'danp/*' (default: all)")
+    command.add_argument("--cases", default="*", nargs="+", metavar="GLOB", help="only cases with such a name, as 'danp/*' (default: all)")
     command = commands.add_parser("check", help="compare an implementation with a file of golden vectors", allow_abbrev=False)
     command.add_argument("vectors", metavar="VECTORS.h5")
     command.add_argument("--adapter", required=True, metavar="MODULE:OBJECT", help="a function of a case; npref.oracle:self is npref's own")
     command.add_argument("--convention", default="paper", choices=CONVENTIONS, help="whose numbers to expect (default: paper)")
-    command.add_argument("--cases", default="*", metavar="GLOB", help="only cases whose name matches (default: all)")
+    command.add_argument("--cases", default="*", nargs="+", metavar="GLOB", help="only cases with such a name (default: all)")
     command.add_argument("--dtype", choices=DTYPES, help="only this dtype (default: both)")
     command.add_argument("--quiet", action="store_true", help="print differences and the summary only (default: no)")
     command = commands.add_parser("list", help="the cases of a file, or the built-in ones, a line each", allow_abbrev=False)

@@ -33,7 +33,7 @@ class Case:
     input_shape: tuple
     layers: tuple
     loss: str = "cce"
-    sigma2: float = 0.0625
+    sigma2: float = 0.140625
     alpha: float = 0.125
     optimizer: str = "adam"
     lr: float = 0.015625
@@ -163,12 +163,12 @@ def _by_hand():
 
 
 def with_inputs(case, B, K, kind, attempt=0):
-    """The case with arrays, a function of its name alone; `attempt` draws others. Multiples of 2^-10, or σ 2^-8: exact in float32."""
+    """The case with arrays, a function of its name alone; `attempt` draws others. Multiples of 2^-20, or σ 2^-16: exact in float32."""
     if kind == "hand":
         return case
     seed, count = crc32(case.name.encode()) + (attempt << 32), iter(range(10**6))
 
-    def draw(shape, low, high, grid=2.0**-10):
+    def draw(shape, low, high, grid=2.0**-20):
         u = uniforms(seed, WEIGHTS, next(count), prod(shape)).reshape(shape)
         return np.round((low + (high - low) * u) / grid) * grid
 
@@ -177,7 +177,7 @@ def with_inputs(case, B, K, kind, attempt=0):
     def noise(*shape):
         if kind == "signs":
             return sigma * np.where(draw(shape, -1, 1) > 0, 1.0, -1.0)
-        e = draw(shape, -2 * sigma, 2 * sigma, sigma * 2.0**-8)
+        e = draw(shape, -2 * sigma, 2 * sigma, sigma * 2.0**-16)
         return np.where(e == 0, sigma, e)
 
     net = case.network

@@ -64,7 +64,7 @@ VARIANTS = (
     (dict(batch_loss=True), "one δL for the whole batch, the difference of mean losses: δL is a number for every sample"),
     (dict(noisy_inputs=True), "noisy presynaptic activity: the update multiplies the clean pass's x*"),
     (dict(sum_W=True, sum_b=True), "summed over the batch: the mean is expected"),
-    (dict(root_n=True), "√N in place of N"),
+    (dict(root_n=True), "√N in place of N (of INP: √N_l of N_l)"),
     (dict(input_units=True), "N counts the input's units: it is the sum of N_1 ... N_L"),
     (dict(layer_norm=True), "the norm of δa_l, of each layer by itself: ‖δa‖ is the whole network's"),
     (dict(output_noise=False), "no noise on the output layer: every pre-activation is perturbed"),

@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 
 import h5py
@@ -29,11 +29,13 @@ TRIES = 100
 
 
 def write(path, cases="*", progress=None):
-    """Compute the built-in cases whose names match the glob, and write them. Returns their number. The same bytes every time.
+    """Compute the built-in cases whose names match a glob, or one of several, and write them. Returns their number.
+
+    The same bytes every time.
 
     Raises ValueError where no case matches, and FileExistsError where `path` is something else than golden vectors.
     """
-    path, specs = Path(path), [spec for spec in case_list() if fnmatchcase(spec[0].name, cases)]
+    path, specs = Path(path), [spec for spec in case_list() if _matches(spec[0].name, cases)]
     if not specs:
         raise ValueError(f"no case matches {cases!r}: python -m npref.oracle list shows the names")
     if path.exists() and not _is_ours(path):
@@ -88,7 +90,7 @@ def _digest(a):
 
 
 def read(path, cases="*"):
-    """The cases whose names match the glob: an iterator of (Case in float64, {quantity: (value, scale)}).
+    """The cases whose names match a glob, or one of several: an iterator of (Case in float64, {quantity: (value, scale)}).
 
     Raises ValueError for a file of another kind or version, a damaged one, and where no case matches.
     """
@@ -99,7 +101,7 @@ def read(path, cases="*"):
     with h5py.File(path, "r") as file:
         if file.attrs["version"] != VERSION:
             raise ValueError(f"{path}: expected version {VERSION} of the format, got {file.attrs['version']}: write it anew")
-        names = [name for name in json.loads(file.attrs["cases"]) if fnmatchcase(name, cases)]
+        names = [name for name in json.loads(file.attrs["cases"]) if _matches(name, cases)]
         if not names:
             raise ValueError(f"no case in {path} matches {cases!r}: python -m npref.oracle list {path} shows the names")
         for name in names:
@@ -107,6 +109,10 @@ def read(path, cases="*"):
                 yield _read_case(file[name])
             except (KeyError, OSError) as error:
                 raise ValueError(f"{path}: damaged, {name} cannot be read ({error}): write it anew") from error
+
+
+def _matches(name, globs):
+    return any(fnmatchcase(name, glob) for glob in ([globs] if isinstance(globs, str) else globs))
 
 
 def _read_case(group):
@@ -159,7 +165,4 @@ def list_cases(path=None):
 
 def one_case(path, name):
     """The case of that very name, and its quantities. Raises ValueError where there is none."""
-    for case, outputs in read(path):
-        if case.name == name:
-            return replace(case), outputs
-    raise ValueError(f"no case {name} in {path}: python -m npref.oracle list {path} shows the names")
+    return next(read(path, escape(name)))

@@ -16,10 +16,13 @@ def hint(case, convention, name, out, value, tolerance, rerun=True):
     """
     if out.shape != value.shape:
         return "transposed" if out.shape == value.T.shape and _agree(out.T, value, tolerance) else ""
-    turned = {2: [(out.T, "transposed")],
-              4: [(out[..., ::-1, ::-1], "kernels flipped: a convolution here is a cross-correlation"),
-                  (out.swapaxes(2, 3), "vertical and horizontal taps exchanged")]}
-    for other, words in turned.get(out.ndim, []):
+    turned = []
+    if out.ndim == 2:
+        turned = [(out.T, "transposed")]
+    elif name.startswith("dW") and out.ndim == 4:
+        turned = [(out[..., ::-1, ::-1], "kernels flipped: a convolution here is a cross-correlation"),
+                  (out.swapaxes(2, 3), "vertical and horizontal taps exchanged")]
+    for other, words in turned:
         if other.shape == value.shape and _agree(other, value, tolerance):
             return words
     return (_variant(case, convention, name, out, value, tolerance) if rerun else "") or _factor(case, name, out, value, tolerance) \
@@ -57,6 +60,9 @@ def _factor(case, name, out, value, tolerance):
              (K, "summed over the K noise samples: their mean is expected"),
              (B * K, "summed over batch and noise samples: their mean is expected"),
              (1 / B, "averaged over the batch twice"), (2, "a factor 2"), (0.5, "a factor 1/2")]
+    if kind in ("loss", "noisy_loss", "dL"):
+        known += [(1 / units[-1], "averaged over the outputs: mse is their sum"),
+                  (units[-1], "summed over the outputs: mse-mean is their mean")]
     if kind in ("dW", "db") and case.rule != "bp":
         sigma, N, N_l = sqrt(case.sigma2), sum(units), units[int(l)]
         if case.rule == "np":

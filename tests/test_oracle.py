@@ -1,0 +1,509 @@
+"""The golden vectors, and the checker: it passes what is right, and names what is wrong and why."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from npref import oracle, rules
+from npref.functions import derivative
+from npref.oracle import checker as checking
+from npref.oracle.__main__ import main
+from npref.oracle.conventions import CONVENTIONS
+from npref.oracle.files import case_list, flat, read, write
+
+SMALL = Path(__file__).resolve().parents[1] / "data/oracle/small.h5"
+SHAPES = {name: case for case, *_ in case_list() for name in [case.name]}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The committed vectors: {name: (Case, outputs)}."""
+    return {case.name: (case, outputs) for case, outputs in read(SMALL)}
+
+
+def judged(small, name, adapter, convention="paper", dtype="float64"):
+    case, outputs = small[name]
+    c = CONVENTIONS[convention]
+    if convention != "paper":
+        outputs = checking.expected(case, c)
+    return oracle.compare(case.cast(dtype), c, outputs, adapter)
+
+
+# --- what is right -----------------------------------------------------------------------------------------------------------
+
+def test_hand_worked_numbers(small):
+    """The numbers of the cases' own texts, typed in."""
+    def outputs(name):
+        return {q: value.ravel().tolist() for q, (value, _) in small[f"hand/{name}"][1].items()}
+
+    bp, np_, inp, anp, dbp = map(outputs, ("bp", "np", "inp", "anp", "dbp"))
+    assert (bp["a/0"], bp["loss"], bp["g/0"], bp["dW/0"], bp["after_1/W/0"]) == ([3], [4], [4], [4, 8], [0.875, 0.75])
+    assert (np_["a_tilde/0"], np_["a_tilde/1"], np_["noisy_loss"], np_["dL"]) == ([2], [6], [25], [24])
+    assert (np_["dW/0"], np_["dW/1"]) == ([24], [48])
+    assert (inp["dL"], inp["dW/0"], inp["dW/1"]) == ([8, 8], [8], [4])
+    assert anp["da/0"] + anp["da/1"] == [1, 4]
+    assert anp["dW/0"] + anp["dW/1"] == pytest.approx([48 / 17, 192 / 17], rel=1e-15)
+    assert (dbp["x_star/0"], dbp["a/0"], dbp["dW/0"]) == ([1, 4], [5], [8, 32])
+    assert (dbp["dR/0"], dbp["after_1/R/0"]) == ([0, 8, 4, 0], [1, -1, -0.5, 2])
+
+
+def test_the_rules_pass_every_committed_case(small):
+    for name in small:
+        for dtype in checking.DTYPES:
+            result = judged(small, name, oracle.self, dtype=dtype)
+            assert result.checked == len(small[name][1]) - len([q for q in small[name][1] if q.startswith("g/")])
+            assert not result.wrong and not result.skipped, result
+
+
+def test_the_committed_file_is_what_is_written_today(tmp_path, small):
+    globs = ["hand/*", "*/dense2-bias*", "danp/conv-stride-bias*", "*/layer-norm", "*/signs", "*/noisy-baseline-dense2"]
+    a, b = tmp_path / "a.h5", tmp_path / "b.h5"
+    assert write(a, globs) == write(b, globs)
+    assert a.read_bytes() == b.read_bytes()
+    common = 0
+    for case, outputs in read(a):
+        if case.name not in small:
+            continue
+        common += 1
+        old_case, old = small[case.name]
+        assert case.settings() == old_case.settings() and list(outputs) == list(old)
+        for name, x in flat({n: getattr(case, n) for n in ("x", "t", "W", "b", "R", "eps", "baseline")}).items():
+            assert np.array_equal(x, flat({n: getattr(old_case, n) for n in ("x", "t", "W", "b", "R", "eps", "baseline")})[name])
+        for name, (value, scale) in outputs.items():
+            assert np.all(abs(value - old[name][0]) <= oracle.TOLERANCE * np.finfo(np.float64).eps * scale), (case.name, name)
+            assert np.all(scale <= 3 * old[name][1]) and np.all(old[name][1] <= 3 * scale)
+    assert common > 15
+
+
+def test_the_cases_are_those_promised():
+    """Eight methods x six networks x bias x K, and the others; every input a float32 number."""
+    names = set(SHAPES)
+    for method in rules.METHODS:
+        for arch in ("dense1", "dense2", "dense4", "conv-stride", "conv-padding", "conv-dense"):
+            for k in ("",) if "bp" in method else ("-k1", "-k3"):
+                assert {f"{method}/{arch}{k}", f"{method}/{arch}-bias{k}"} <= names
+        assert f"{method}/batch-of-1" in names
+    for name in ("np/mse", "danp/mse-mean", "danp/sgd", "danp/adam-eps-hat", "dnp/noisy-baseline-conv-dense", "anp/layer-norm", "np/step",
+                 "danp/sign", "dbp/tanh", "inp/kinks", "anp/small-noise", "np/signs"):
+        assert name in names
+
+
+def test_inputs_are_float32_numbers_and_kinks_are_crossed(small):
+    crossed = 0
+    for case, outputs in small.values():
+        for a in flat({n: getattr(case, n) for n in ("x", "t", "W", "b", "R", "eps", "baseline")}).values():
+            assert np.array_equal(a, a.astype(np.float32))
+        if case.name.endswith("/kinks"):
+            crossed += np.sum((outputs["a/0"][0] > 0) != (outputs["a_tilde/0"][0] > 0))
+    assert crossed > 5
+
+
+def test_the_scale_is_the_size_of_rounding(small):
+    """float32 results of the rules are within the tolerance, yet not far within: a scale ten times too wide would show here."""
+    worst = [judged(small, name, oracle.self, dtype="float32").worst for name in small if not name.startswith("hand")]
+    assert 0.1 < max(worst) < 0.6 and np.median(worst) > 0.05
+
+
+# --- what is wrong -----------------------------------------------------------------------------------------------------------
+
+def changed(change):
+    """npref's own adapter with its dict of results changed afterwards."""
+    def adapter(case):
+        out = oracle.self(case)
+        out |= change(case, out)
+        return out
+    return adapter
+
+
+def scaled(*names, factor):
+    return changed(lambda case, out: {name: [None if a is None else a * factor(case) for a in out[name]] for name in names})
+
+
+def given(**other):
+    """npref's own adapter, given other inputs: name = function of the case."""
+    return lambda case: oracle.self(replace(case, **{name: f(case) for name, f in other.items()}))
+
+
+def updates_only(adapter):
+    return lambda case: {name: a for name, a in adapter(case).items() if name in ("dW", "db")}
+
+
+def first_sample(case):
+    return tuple(np.repeat(e[:, :1], len(case.x), axis=1) for e in case.eps)
+
+
+def mean_dL(case, out):
+    return {"dL": np.broadcast_to(out["dL"].mean(-1, keepdims=True), out["dL"].shape)}
+
+
+def noisy_x_star(case):
+    """ANP's own update with the noisy pass's inputs, for two dense layers without R."""
+    out = oracle.self(case)
+    x1 = np.where(out["a_tilde"][0] > 0, out["a_tilde"][0], 0.2 * out["a_tilde"][0])  # (K, B, n)
+    norm2 = sum((d**2).sum(-1) for d in out["da"])
+    e = sum(case.network.units) * (out["dL"] / norm2)[..., None] * out["da"][1]
+    return {"dW": [None, np.einsum("kbi,kbj->ij", e, x1) / out["dL"].size]}
+
+
+def other_rule(case, name, fake):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, name, fake)
+        return oracle.self(case)
+
+
+def no_correction(case, out):
+    """Adam whose first step is not corrected for its bias."""
+    def step(w, g):
+        return w - case.lr * 0.1 * g / (np.sqrt(0.001 * g * g) + 1e-7)
+    return {"after_1/W": [step(w, g) for w, g in zip(case.W, out["dW"])]}
+
+
+def inputs_counted(case):
+    units = sum(case.network.units)
+    return (units + np.prod(case.input_shape)) / units
+
+
+WRONG = {  # what is wrong: (adapter, case, the first wrong quantity, words of the hint)
+    "clean minus noisy": (changed(lambda c, o: {"dL": -o["dL"]}), "anp/dense2-bias-k3", "dL", "clean minus noisy"),
+    "one loss difference": (changed(mean_dL), "np/dense2-bias-k3", "dL", "one δL for the whole batch"),
+    "one noise for all": (given(eps=first_sample), "np/conv-dense-bias-k3", "a_tilde/0", "one noise draw for all samples"),
+    "one noise for all, seen in the update": (updates_only(given(eps=first_sample)), "danp/dense2-bias-k3", "dW/0", "one noise draw"),
+    "no noise on the output": (given(eps=lambda c: (*c.eps[:-1], 0 * c.eps[-1])), "danp/conv-stride-bias-k3", "a_tilde/1",
+                               "no noise on the output"),
+    "noise not in ã": (changed(lambda c, o: {"da": [d - e for d, e in zip(o["da"], c.eps)]}), "anp/dense2-bias-k3", "da/0", ""),
+    "noise has half its size": (given(eps=lambda c: tuple(e / 2 for e in c.eps)), "inp/dense2-bias-k3", "a_tilde/0", ""),
+    "√N for N": (scaled("dW", "db", factor=lambda c: sum(c.network.units) ** -0.5), "danp/dense2-bias-k3", "dW/0", "√N in place of N"),
+    "√N_l for N_l": (scaled("dW", factor=lambda c: c.network.units[0] ** -0.5), "dinp/dense2-bias-k3", "dW/0", "N_l"),
+    "input units counted": (scaled("dW", factor=inputs_counted), "anp/dense2-bias-k3", "dW/0", "counts the input's units"),
+    "N missing": (scaled("dW", factor=lambda c: 1 / sum(c.network.units)), "anp/dense2-bias-k3", "dW/0", "the network, is missing"),
+    "norm per layer": (given(anp_norm=lambda c: "layer"), "danp/dense2-bias-k3", "dW/0", "of each layer by itself"),
+    "summed over the batch": (scaled("dW", "db", factor=lambda c: len(c.x)), "bp/conv-dense-bias", "dW/0", "summed over the batch"),
+    "bias summed over the batch": (scaled("db", factor=lambda c: len(c.x)), "inp/dense2-bias-k3", "db/0", "summed over the batch"),
+    "summed over K": (scaled("dW", factor=lambda c: 3), "dnp/dense2-bias-k3", "dW/0", "summed over the K noise samples"),
+    "averaged over positions": (scaled("dW", factor=lambda c: 1 / np.prod(c.network.shapes[1][1:])), "bp/conv-stride-bias", "dW/0",
+                                "positions"),
+    "σ for σ²": (scaled("dW", factor=lambda c: c.sigma2**0.5), "np/dense2-bias-k3", "dW/0", "σ in place of σ²"),
+    "no division by σ²": (scaled("dW", factor=lambda c: c.sigma2), "dnp/dense2-bias-k3", "dW/0", "division by σ² is missing"),
+    "update has the other sign": (scaled("dW", factor=lambda c: -1), "danp/conv-dense-bias-k3", "dW/0", "the sign"),
+    "noisy presynaptic activity": (noisy_x_star, "anp/dense2-bias-k3", "dW/1", "noisy presynaptic activity"),
+    "transposed": (changed(lambda c, o: {"dW": [o["dW"][0].T, None]}), "bp/dense4-bias", "dW/0", "transposed"),
+    "transposed shape": (changed(lambda c, o: {"dW": [d.T for d in o["dW"]]}), "bp/dense2-bias", "dW/0", "transposed"),
+    "kernel flipped": (changed(lambda c, o: {"dW": [d[..., ::-1, ::-1] for d in o["dW"]]}), "dbp/conv-dense-bias", "dW/0", "flipped"),
+    "taps exchanged": (changed(lambda c, o: {"dW": [o["dW"][0].swapaxes(2, 3), None]}), "dbp/conv-dense-bias", "dW/0", "taps exchanged"),
+    "R transposed": (given(R=lambda c: tuple(r.T for r in c.R)), "danp/dense2-bias-k3", "x_star/0", "Rᵀ in place of R"),
+    "R ignored": (changed(lambda c, o: {"x_star": [c.x, None]}), "dbp/dense2-bias", "x_star/0", ""),
+    "R ignored on the way back": (lambda c: other_rule(c, "matrix", lambda W: W.reshape(len(W), -1) * 0.9), "dbp/dense2-bias", "dW/0", ""),
+    "diagonal of R's moment kept": (changed(lambda c, o: {"dR": [(x.T @ x / len(x)) @ r for x, r in zip(o["x_star"], c.R)]}),
+                                    "dnp/dense2-bias-k3", "dR/0", ""),
+    "R's update has the other sign": (scaled("dR", factor=lambda c: -1), "dinp/conv-stride-bias-k3", "dR/0", "the sign"),
+    "other slope": (given(layers=lambda c: tuple(replace(q, slope=0.01) for q in c.layers)), "inp/conv-stride-bias-k3", "x/0", ""),
+    "no derivative": (lambda c: other_rule(c, "derivative", lambda n, a, s: derivative("identity", a, s)), "bp/dense2-bias", "dW/0", ""),
+    "mse averaged": (given(loss=lambda c: "mse-mean"), "danp/mse", "loss", "squared errors averaged"),
+    "ε-hat": (given(optimizer=lambda c: "adam-eps-hat"), "dbp/dense2-bias", "after_1/W/0", ""),
+    "no bias correction": (changed(no_correction), "danp/dense2-bias-k3", "after_1/W/0", ""),
+    "twice the learning rate": (given(lr=lambda c: 2 * c.lr), "np/sgd", "after_1/W/0", ""),
+    "wrong only later": (changed(lambda c, o: {"after_10/W": o["after_1/W"]}), "danp/dense2-bias-k3", "after_10/W/0", ""),
+    "single precision": (lambda c: oracle.self(c.cast("float32")), "bp/conv-stride-bias", "a/0", "single precision"),
+    "not finite": (changed(lambda c, o: {"dL": o["dL"] * np.nan}), "np/dense2-bias-k3", "dL", "not finite"),
+    "wrong shape": (changed(lambda c, o: {"loss": o["loss"].mean()}), "np/dense2-bias-k3", "loss", ""),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_implementations_are_caught_and_the_first_wrong_quantity_named(small, kind):
+    adapter, name, first, words = WRONG[kind]
+    result = judged(small, name, adapter)
+    assert result.wrong == first, result
+    assert words in result.hint, result
+    assert result.details and result.worst > 1
+
+
+def test_an_error_of_a_few_tolerances_is_seen_and_one_within_it_is_not(small):
+    case, outputs = small["np/dense2-bias-k3"]
+    for factor, verdict in ((0.9, ""), (1.1, "dW/1")):
+        def adapter(case, factor=factor):
+            value, scale = outputs["dW/1"]
+            off = value.copy()
+            off[1, 2] += factor * oracle.TOLERANCE * np.finfo(np.float64).eps * scale[1, 2]
+            return {"dW": [None, off]}
+        result = judged(small, "np/dense2-bias-k3", adapter)
+        assert result.wrong == verdict
+        assert not verdict or result.details.startswith("[1, 2] is ")
+
+
+# --- conventions, each implemented by itself on dense layers, from its description -------------------------------------------
+
+def dense_pass(case, weights, biases, eps=None, decorrelate=True):
+    """Inputs and pre-activations of every layer, (B, n)."""
+    xs, activities, x = [], [], case.x
+    for l, (W, b, q) in enumerate(zip(weights, biases, case.layers)):
+        x = x @ case.R[l].T if case.R[l] is not None and decorrelate else x
+        a = x @ W.T + (0 if b is None else b) + (0 if eps is None else eps[l])
+        xs.append(x)
+        activities.append(a)
+        x = a if q.activation == "identity" else np.where(a > 0, a, q.slope * a)
+    return xs, activities
+
+
+def cross_entropy(y, t):
+    y = y - y.max(1, keepdims=True)
+    return np.log(np.exp(y).sum(1)) - (t * y).sum(1)
+
+
+def loss(case, y, mean=False):
+    if case.loss == "cce":
+        return cross_entropy(y, case.t)
+    return ((y - case.t) ** 2).mean(1) if mean or case.loss == "mse-mean" else ((y - case.t) ** 2).sum(1)
+
+
+def danp_open_source(case):
+    """K gradients stacked, then averaged; ΔW = -mean of (clean - noisy) N δa / ‖δa‖², kernels (n_in, n_out); Keras's Adam."""
+    xs, clean = dense_pass(case, case.W, case.b)
+    dLs, gradients = [], []
+    for eps in zip(*case.eps):
+        _, noisy = dense_pass(case, case.W, case.b, eps)
+        dL = loss(case, clean[-1], mean=True) - loss(case, noisy[-1], mean=True)
+        da = [a - b for a, b in zip(clean, noisy)]
+        norm2 = sum((d**2).sum(1) for d in da)
+        gradients.append([x.T @ (d * (sum(case.network.units) * dL / norm2)[:, None]) / len(x) for x, d in zip(xs, da)])
+        dLs.append(dL)
+    dW = [np.mean(g, axis=0) for g in zip(*gradients)]
+    out = {"dL": np.array(dLs), "dW": dW}
+    if case.optimizer != "sgd":
+        rate = case.lr * np.sqrt(1 - 0.999) / (1 - 0.9)
+        out["after_1/W"] = [W.T - rate * 0.1 * g / (np.sqrt(0.001 * g * g) + 1e-7) for W, g in zip(case.W, dW)]
+    return out
+
+
+def decorbp(case):
+    """delta_loss is the loss function's, a batch mean; gradients are summed for weights, averaged for biases, times √N."""
+    xs, clean = dense_pass(case, case.W, case.b)
+    _, noisy = dense_pass(case, case.W, case.b, [e[0] for e in case.eps])
+    delta_loss = loss(case, noisy[-1]).mean() - loss(case, clean[-1]).mean()
+    da = [b - a for a, b in zip(clean, noisy)]
+    factor = delta_loss * np.sqrt(sum(case.network.units)) / sum((d**2).sum(1) for d in da)[:, None]
+    return {"dL": np.full((1, len(case.x)), delta_loss), "dW": [(factor * d).T @ x for d, x in zip(da, xs)],
+            "db": [None if b is None else (factor * d).mean(0) for b, d in zip(case.b, da)]}
+
+
+def mtj(case):
+    """Both halves noisy (the first with the case's baseline, if it has one); first minus second; einsum over the batch."""
+    xs, first = dense_pass(case, case.W, case.b, case.baseline)
+    _, second = dense_pass(case, case.W, case.b, [e[0] for e in case.eps])
+    diff = [a - b for a, b in zip(first, second)]
+    dL = loss(case, first[-1]) - loss(case, second[-1])
+    scaling = sum(case.network.units) * dL / sum((d**2).sum(1) for d in diff)
+    return {"dL": dL[None], "da": [d[None] for d in diff], "dW": [np.einsum("n,ni,nj->ij", scaling, d, x) for d, x in zip(diff, xs)],
+            "db": [None if b is None else np.einsum("n,ni->i", scaling, d) for b, d in zip(case.b, diff)]}
+
+
+def crgd(case):
+    """NP with ε/σ² and first minus second; R times ⟨‖x‖/‖x*‖⟩, its moment whole, on a tenth of the batch and one more."""
+    xs, clean = dense_pass(case, case.W, case.b)
+    _, noisy = dense_pass(case, case.W, case.b, [e[0] for e in case.eps])
+    dL = loss(case, clean[-1]) - loss(case, noisy[-1])
+    dW = [(-dL[:, None] * e[0] / case.sigma2).T @ x / len(x) for e, x in zip(case.eps, xs)]
+    m, dR = int(0.1 * len(case.x)) + 1, []
+    for l, (R, x) in enumerate(zip(case.R, xs)):
+        if R is not None:
+            before = case.x if l == 0 else np.where(clean[l - 1] > 0, clean[l - 1], case.layers[l - 1].slope * clean[l - 1])
+            gain = np.mean(np.linalg.norm(before[:m], axis=1) / np.linalg.norm(x[:m], axis=1))
+            dR.append(x[:m].T @ x[:m] / m @ (R * gain))
+    return {"dL": dL[None], "dW": dW, "dR": dR, "after_1/v_W": [(1 - 0.9999) * g * g for g in dW] if case.optimizer != "sgd" else []}
+
+
+def nodepert(case):
+    """One key for the batch, so one noise; loss difference of batch means; gradient of Σ (a + ξ) ξ / σ² through the noisy pass."""
+    _, clean = dense_pass(case, case.W, case.b)
+    xi = [e[0, 0] for e in case.eps]
+    inputs, noisy = dense_pass(case, case.W, case.b, xi)
+    lossdiff = loss(case, noisy[-1], mean=True).mean() - loss(case, clean[-1], mean=True).mean()
+    return {"a_tilde": [a[None] for a in noisy], "dL": np.full((1, len(case.x)), lossdiff),
+            "dW": [np.outer(lossdiff * e / case.sigma2, h.mean(0)) for e, h in zip(xi, inputs)],
+            "db": [None if b is None else lossdiff * e / case.sigma2 for b, e in zip(case.b, xi)]}
+
+
+IMPLEMENTED = {  # implementation: (its cases, the first wrong quantity by the paper's convention, the hint for it)
+    danp_open_source: (["anp/dense2-bias-k3", "danp/dense4-bias-k3", "danp/mse", "danp/sgd"], "dL", "clean minus noisy"),
+    decorbp: (["anp/dense2-bias-k1", "danp/dense2-bias-k1", "danp/sgd", "danp/mse"], "dL", "one δL for the whole batch"),
+    mtj: (["anp/dense2-bias-k1", "danp/dense4-bias-k1", "danp/mse"], "dL", "clean minus noisy"),
+    crgd: (["np/dense2-bias-k1", "dnp/dense2-bias-k1", "np/sgd"], "dL", "clean minus noisy"),
+    nodepert: (["np/dense2-bias-k1", "dnp/dense2-bias-k1", "np/sgd", "np/mse"], "a_tilde/0", "one noise draw for all samples"),
+}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTED, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", checking.DTYPES)
+def test_conventions(small, implementation, dtype):
+    names, first, words = IMPLEMENTED[implementation]
+    for name in names:
+        own = judged(small, name, implementation, implementation.__name__, dtype)
+        assert own.checked >= 3 and not own.wrong, own
+        papers = judged(small, name, implementation, "paper", dtype)
+        assert papers.wrong == first and (words in papers.hint or name == "danp/mse" and "the outputs" in papers.hint), papers
+
+
+@pytest.mark.parametrize("implementation, change, words", [
+    (decorbp, "dW", "√N in place of N"),
+    (mtj, "dW", "summed over the batch"),
+], ids=["decorbp", "mtj"])
+def test_hints_on_the_updates_alone(small, implementation, change, words):
+    """With one sample decorbp's sums and batch means are no difference, and √N is what is left."""
+    name = "anp/batch-of-1" if implementation is decorbp else "anp/dense2-bias-k1"
+    papers = judged(small, name, lambda case: {change: implementation(case)[change]})
+    assert papers.wrong == "dW/0" and words in papers.hint, papers
+
+
+def test_the_noisy_baseline_of_mtj(small):
+    case, _ = small["anp/noisy-baseline-dense2"]
+    one = replace(case, eps=tuple(e[:1] for e in case.eps))
+    c = CONVENTIONS["mtj"]
+    assert not oracle.compare(one, c, checking.expected(one, c), mtj).wrong
+
+
+def test_cases_outside_a_convention_are_skipped_with_the_reason():
+    results = {r.name: r.skipped for r in oracle.check(SMALL, oracle.self, "mtj", dtypes=("float64",)) if r.skipped}
+    assert results["np/dense2-bias-k3"] == "this convention has no np"
+    assert results["anp/conv-dense-bias-k3"] == "this convention has dense layers only"
+    assert results["anp/dense2-bias-k3"] == "this convention has one noise sample"
+
+
+# --- the command line and its inputs -----------------------------------------------------------------------------------------
+
+def run(capsys, *arguments):
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def broken(case):
+    raise RuntimeError("my code\nis broken")
+
+
+def nothing(case):
+    return None
+
+
+def misnamed(case):
+    return {"dw": [0]}
+
+
+def empty(case):
+    return {}
+
+
+def listed(case):
+    return [1]
+
+
+def complex_numbers(case):
+    return {"loss": np.ones(len(case.x)) * 1j}
+
+
+def flipped(case):
+    return {"dL": -oracle.self(case)["dL"]} if case.rule != "bp" else None
+
+
+def test_check_prints_a_table_and_tells_by_its_exit_code(capsys):
+    code, out, err = run(capsys, "check", SMALL, "--adapter", "npref.oracle:self", "--cases", "hand/*", "danp/dense2*")
+    assert code == 0 and err == "" and "danp/dense2-bias-k3" in out and out.splitlines()[-1].startswith("14 ok, 0 wrong, 0 skipped")
+    code, out, err = run(capsys, "check", SMALL, "--adapter", "test_oracle:flipped", "--cases", "*/dense2-bias*", "--dtype", "float32")
+    assert code == 1 and "first wrong: dL[" in out and "hint: the sign: clean minus noisy" in out and "float64" not in out
+    assert "skipped: the adapter does not support it" in out
+    code, quiet, _ = run(capsys, "check", SMALL, "--adapter", "test_oracle:flipped", "--cases", "*/dense2-bias*", "--quiet")
+    assert code == 1 and "skipped:" not in quiet and "WRONG" in quiet
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["check", SMALL, "--adapter", "npref"], "module:object"),
+    (["check", SMALL, "--adapter", "no_such_module:f"], "cannot import no_such_module"),
+    (["check", SMALL, "--adapter", "npref.oracle:nothing"], "has no nothing"),
+    (["check", SMALL, "--adapter", "npref.oracle:TOLERANCE"], "must be a function"),
+    (["check", SMALL, "--adapter", "test_oracle:broken"], "the adapter raised RuntimeError: my code is broken"),
+    (["check", SMALL, "--adapter", "test_oracle:nothing"], "every case was skipped"),
+    (["check", SMALL, "--adapter", "test_oracle:misnamed"], "returned 'dw/0'"),
+    (["check", SMALL, "--adapter", "test_oracle:empty"], "nothing that can be checked"),
+    (["check", SMALL, "--adapter", "test_oracle:listed"], "returns a dict"),
+    (["check", SMALL, "--adapter", "test_oracle:complex_numbers"], "expected real numbers"),
+    (["check", SMALL, "--adapter", "npref.oracle:self", "--cases", "nope*"], "no case in"),
+    (["check", SMALL, "--adapter", "npref.oracle:self", "--convention", "keras"], "invalid choice: 'keras'"),
+    (["check", "nowhere.h5", "--adapter", "npref.oracle:self"], "no file nowhere.h5"),
+    (["check", __file__, "--adapter", "npref.oracle:self"], "got another kind of file"),
+    (["list", __file__], "got another kind of file"),
+    (["show", SMALL, "nope"], "no case in"),
+    (["write", "no/such/folder/a.h5"], "no folder"),
+    (["write", "a.h5", "--cases", "nope"], "no case matches"),
+    (["write", __file__], "is not a file of golden vectors"),
+    (["frobnicate"], "invalid choice"),
+    ([], "required"),
+], ids=str)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, arguments, words):
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and words in err and err.count("\n") == 1, (code, out, err)
+
+
+def test_a_damaged_file_is_refused(capsys, tmp_path):
+    copy = tmp_path / "copy.h5"
+    shutil.copy(SMALL, copy)
+    with h5py.File(copy, "r+") as file:
+        file["hand/np/outputs/dW/0"][...] = 25
+    code, _, err = run(capsys, "check", copy, "--adapter", "npref.oracle:self", "--cases", "hand/*")
+    assert code == 2 and "damaged" in err and "sha256" in err
+    with h5py.File(copy, "r+") as file:
+        file.attrs["version"] = 2
+    code, _, err = run(capsys, "list", copy)
+    assert code == 2 and "expected version 1" in err
+
+
+def test_list_and_show(capsys):
+    code, out, _ = run(capsys, "list")
+    assert code == 0 and len(out.splitlines()) == len(SHAPES)
+    code, out, _ = run(capsys, "list", SMALL)
+    assert code == 0 and "hand/anp" in out and "‖δa‖² = 17" in out
+    code, out, _ = run(capsys, "show", SMALL, "danp/conv-stride-bias-k3")
+    assert code == 0 and "Conv(channels=2, kernel=(3, 2), stride=(2, 1)" in out and "dW/0                 (2, 2, 3, 2)" in out
+    code, out, _ = run(capsys, "show", SMALL, "hand/bp", "--values")
+    assert code == 0 and "[[4. 8.]]" in out
+
+
+def test_write_prints_its_count(capsys, tmp_path):
+    code, out, _ = run(capsys, "write", tmp_path / "a.h5", "--cases", "hand/*")
+    assert code == 0 and out.startswith("5 cases written")
+    code, _, _ = run(capsys, "write", tmp_path / "a.h5", "--cases", "hand/bp")  # golden vectors may be replaced
+    assert code == 0 and [case.name for case, _ in read(tmp_path / "a.h5")] == ["hand/bp"]
+
+
+class DLPackOnly:
+    def __init__(self, a):
+        self.a = a
+
+    def __dlpack__(self, **options):
+        return self.a.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.a.__dlpack_device__()
+
+
+@pytest.mark.parametrize("library", ["number", "dlpack", "torch", "jax", "cupy"])
+def test_arrays_of_other_libraries(library, request):
+    a = np.array([[1.5, -2.0]], dtype=np.float32)
+    if library == "number":
+        assert checking.to_numpy(3) == 3.0
+        return
+    if library == "dlpack":
+        b = DLPackOnly(a)
+    elif library == "cupy":
+        b = request.getfixturevalue("fake_cupy").asarray(a)
+    elif library == "torch":
+        torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[adapters]"')
+        b = torch.tensor(a, requires_grad=True)
+    else:
+        b = pytest.importorskip("jax", reason='needs JAX: pip install -e ".[adapters]"').numpy.asarray(a)
+    out = checking.to_numpy(b)
+    assert type(out) is np.ndarray and out.dtype == np.float64 and np.array_equal(out, a)
