@@ -2,9 +2,7 @@
 
 Most tests are limits σ -> 0, taken by Richardson's extrapolation: halve σ and cancel the powers of σ that the claim allows. What is
 left agrees to rounding, and only if no other power is there: an estimate "exact but for O(σ²)" is extrapolated in σ², σ⁴, ...
-
-The noise of all N units of a network is one vector, layer after layer, an image as (C, H, W). J is the matrix δa = J ε to first
-order: its block (l, m) is J_lm = ∂a_l/∂a_m, the identity for l = m and zero for l < m. g stacks all g_l = ∂L/∂a_l.
+claims.py has the notation; test_figures.py the claims that figures make.
 """
 
 import math
@@ -12,96 +10,34 @@ from itertools import product
 
 import numpy as np
 import pytest
+from claims import (
+    CONV,
+    NOISY,
+    SEEDS,
+    SHORT,
+    WIDTHS,
+    amplitude,
+    complex_step,
+    few,
+    flat,
+    joined,
+    limit,
+    linear,
+    outer,
+    run,
+    second_moment,
+    setting,
+    signs,
+    split,
+    widen,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reference import EPS, assert_close, random_batch, random_params
+from reference import EPS, assert_close
 from scipy.linalg import block_diag, hadamard
-from scipy.stats import binom
 
-from npref import Conv, Dense, Network, Params, forward, rules, update_decorrelation, without_decorrelation
-from npref.alignment import angle
+from npref import Params, forward, rules, update_decorrelation, without_decorrelation
 from npref.functions import LOSSES, loss
-from npref.layers import fold, to_rows
-
-SEEDS, WIDTHS, SHORT = st.integers(0, 2**32 - 1), st.lists(st.integers(1, 4), max_size=2), st.lists(st.integers(1, 2), max_size=2)
-CONV = pytest.mark.parametrize("conv", [False, True], ids=["dense", "conv"])
-NOISY = pytest.mark.parametrize("rule", ["np", "inp", "anp"])
-few = settings(max_examples=10)
-
-
-def setting(seed, widths, conv=False, activation="tanh", B=1, bias=True, out=2):
-    """(network, params, x, t): perhaps a convolution with a stride, padding and an oblong kernel, then dense layers; R everywhere."""
-    rng = np.random.default_rng(seed)
-    first = [Conv(int(rng.integers(1, 3)), (3, 2), (2, 1), (1, 0), activation, 0.3, bias)] if conv else []
-    hidden = [Dense(n, activation, 0.3, bias) for n in widths]
-    network = Network((2, 4, 2) if conv else (3,), (*first, *hidden, Dense(out, "identity", bias=bias)))
-    return network, random_params(rng, network), *random_batch(rng, network, B)
-
-
-def run(rule, problem, noise, sigma2=None, **options):
-    return getattr(rules, f"{rule}_update")(*problem, noise, **options, **(dict(sigma2=sigma2) if rule == "np" else {}))
-
-
-def flat(update):
-    return np.concatenate([a.ravel() for a in (*update.dW, *update.db) if a is not None])
-
-
-def split(network, v, B=1):
-    """Noise vectors (K, N) as one array a layer, (K, B, *shape), the same for every batch row."""
-    parts = np.split(v, np.cumsum(network.units)[:-1], axis=1)
-    return [np.repeat(p.reshape(len(v), 1, *s), B, axis=1) for p, s in zip(parts, network.shapes[1:])]
-
-
-def joined(network, trace):
-    """a_1 ... a_L of a single sample as one vector (N,)."""
-    return np.concatenate([fold(a, s).ravel() for a, s in zip(trace.a, network.shapes[1:])])
-
-
-def signs(n):
-    return np.array(list(product((-1.0, 1.0), repeat=n)))
-
-
-def outer(network, trace, e):
-    """The flat update e_l x*ᵀ_{l-1}, and its bias's, of one error a unit, (N,): what g is to BP."""
-    rows = [to_rows(e_l[0]) for e_l in split(network, e[None])]
-    biases = [r.sum(axis=0) for r, layer in zip(rows, network.layers) if layer.bias]
-    return np.concatenate([*[(r.T @ x).ravel() for r, x in zip(rows, trace.x_star)], *biases])
-
-
-def complex_step(problem, which_loss="cce", h=1e-30):
-    """J (N, N) and g (N,) of a single sample: an imaginary perturbation ih of a unit leaves h times the derivatives."""
-    network, params, x, t = problem
-    J, g = [], []
-    for column in np.eye(sum(network.units)):
-        trace = forward(network, widen(params), x.astype(complex), [e[0] for e in split(network, 1j * h * column[None])])
-        J.append(joined(network, trace).imag / h)
-        g.append(loss(which_loss, trace.y, t)[0].imag / h)
-    return np.array(J).T, np.array(g)
-
-
-def widen(params):
-    return Params(*(tuple(None if a is None else a.astype(complex) for a in group) for group in (params.W, params.b, params.R)))
-
-
-def limit(estimate, sigma, powers):
-    """estimate(σ) as σ -> 0 by Richardson: from σ, σ/2, σ/4, ... the terms σ^p are cancelled, p in powers."""
-    table = [estimate(sigma / 2**i) for i in range(len(powers) + 1)]
-    for p in powers:
-        table = [b + (b - a) / (2**p - 1) for a, b in zip(table, table[1:])]
-    return table[0]
-
-
-def amplitude(problem, e=1.0, smallest=1.0):
-    """What the terms of an update are at most, so what rounding is relative to: N L |e| |x*| / smallest, summed over positions.
-
-    e: the largest noise (δa, gradient); smallest: the least of what it is divided by, σ² or ‖e‖².
-    """
-    network, params, x, t = problem
-    trace = forward(network, params, x)
-    size = 10 + max(loss(which, trace.y, t).max() for which in LOSSES)
-    inputs = 1 + max(np.abs(v).max() * len(v) / len(x) for v in trace.x_star)
-    return sum(network.units) * size * inputs * e / smallest
-
 
 # Claim 1, Eq. 4 and 5
 
@@ -213,35 +149,6 @@ def test_in_layer_1_np_and_anp_have_one_direction(conv, seed, widths, sigma2):
 
 # Claim 4, Appendix A and §2.2
 
-def linear(problem):
-    """J, g and the Hessian/2 A of the summed squared error over all noise, of a network without activations: δL = g·ε + εᵀAε.
-
-    J_lm = W_l R_{l-1} ... W_{m+1} R_m, and with P the last rows of J, g = 2 Pᵀ(y - t) and A = PᵀP.
-    """
-    network, params, x, t = problem
-    J = [[np.eye(n) if l == m else np.zeros((n, k)) for m, k in enumerate(network.units)] for l, n in enumerate(network.units)]
-    y = x[0]
-    for l, (W, R) in enumerate(zip(params.W, params.R)):
-        y = W @ R @ y
-        for m in range(l):
-            J[l][m] = W @ R @ J[l - 1][m]
-    P = np.hstack(J[-1])
-    return np.block(J), 2 * P.T @ (y - t[0]), P.T @ P
-
-
-def second_moment(g, A, sigma, gaussian):
-    """⟨ĝ ĝᵀ⟩ of ĝ = δL ε/σ² for δL = g·ε + εᵀAε, exactly: fourth and sixth moments of ε (odd ones vanish).
-
-    Gaussian, by Isserlis: ‖g‖² I + 2 g gᵀ + σ² ((τ² + 2‖A‖²) I + 4 τ A + 8 A²), τ = tr A.
-    Signs: ε_i² = σ² is certain, so index pairs must cancel: with B = A off the diagonal and zero on it,
-    ‖g‖² I + 2 (g gᵀ off the diagonal) + σ² ((τ² + 2‖B‖²) I + 4 τ B + 8 (B² off the diagonal)).
-    """
-    keep = (lambda M: M) if gaussian else (lambda M: M - np.diag(np.diag(M)))
-    tau, B = np.trace(A), keep(A)
-    curved = (tau**2 + 2 * np.sum(B**2)) * np.eye(len(g)) + 4 * tau * B + 8 * keep(B @ B)
-    return g @ g * np.eye(len(g)) + 2 * keep(np.outer(g, g)) + sigma**2 * curved
-
-
 def cubature(n, gaussian):
     """Points (S, n) and weights: all sign vectors, or Gauss-Hermite's rule, exact up to degree 7 in every variable."""
     if not gaussian:
@@ -297,120 +204,6 @@ def test_covariance_of_np_is_twice_sgds_and_all_layers_noise(gaussian, seed, wid
     assert_close(mean, sgd, scale)
     C_np, C_sgd = moment - np.outer(mean, mean), sgd_moment - np.outer(sgd, sgd)
     assert_close(C_np, 2 * C_sgd + np.outer(sgd, sgd) + rest, scale)
-
-
-# Claim 5, Figure 2
-
-@pytest.mark.parametrize("rule, K", [("np", 1), ("np", 2), ("np", 3), ("inp", 1), ("inp", 2), ("inp", 3)])
-@settings(max_examples=3)
-@given(seed=SEEDS, sigma=st.floats(0.1, 1))
-def test_the_error_of_k_noise_samples_falls_as_one_over_k(rule, K, seed, sigma):
-    """⟨‖ĝ_l‖²⟩ = ‖g_l‖² + (⟨‖ĝ_l‖²⟩_1 - ‖g_l‖²)/K, over all K-tuples of sign vectors; K = 1 is the trace of second_moment.
-
-    To lowest order that is (N_l ‖g‖² - ‖g_l‖²)/K for NP and (N_l - 1) ‖g_l‖²/K for INP, the same with layer l's noise alone.
-    """
-    network, params, x, t = problem = setting(seed, [1], activation="identity", bias=False)
-    trace, (_, g, A) = forward(network, params, x), linear(problem)
-    total = np.zeros(2)
-    tuples = list(product(signs(3), repeat=K))
-    for s in tuples:
-        update = run(rule, problem, [split(network, sigma * np.array(s))], sigma**2, loss="mse")
-        total += [np.sum(d**2) / np.sum(x**2) for d, x in zip(update.dW, trace.x_star)]
-    for l, part in enumerate([slice(0, 1), slice(1, 3)]):
-        g_l = g[part]
-        S = second_moment(g, A, sigma, False)[part, part] if rule == "np" else second_moment(g_l, A[part, part], sigma, False)
-        assert_close(total[l] / len(tuples), g_l @ g_l + (np.trace(S) - g_l @ g_l) / K, 100 * (1 + np.trace(S)) / sigma)
-
-
-def gaussian_estimates(rule, K, rows, calls, seed):
-    """(rows * calls, N_1) independent estimates of g_1 from K noise samples each, and g, all through the rule itself.
-
-    Every row of a batch is the same sample with a tag of its own, on inputs that no unit listens to: column b of ΔW_1's part
-    for the tags is row b's error.
-    """
-    rng, sigma = np.random.default_rng(seed), 1e-4
-    network, params, x, t = setting(seed, [6, 4], B=1, bias=False, out=3)
-    params = Params(params.W, params.b, (None,) * 3)
-    g = complex_step((network, params, x, t))[1]
-    tagged = Network((3 + rows,), network.layers)
-    params = Params((np.hstack([params.W[0], np.zeros((6, rows))]), *params.W[1:]), params.b, params.R)
-    x, t = np.hstack([np.repeat(x, rows, axis=0), np.eye(rows)]), np.repeat(t, rows, axis=0)
-    estimates = []
-    for _ in range(calls):
-        eps = [sigma * rng.normal(size=(K, rows, n)) for n in network.units]
-        estimates.append(run(rule, (tagged, params, x, t), [eps], sigma**2).dW[0][:, 3:].T * rows)
-    return np.concatenate(estimates), g
-
-
-@pytest.mark.parametrize("K", [8, 32])
-@pytest.mark.parametrize("rule", ["np", "inp"])
-def test_the_angle_falls_with_k_as_the_law_says(rule, K):
-    """cos = ⟨ĝ_1⟩·g_1/(‖g_1‖ ⟨‖ĝ_1‖²⟩^½) = (1 + c/K)^-½, c = N_1 ‖g‖²/‖g_1‖² + 1 for NP, N_1 - 1 for INP, with Gaussian noise.
-
-    The cosine of 8,000 estimates, linearised, is a mean: |z| < 5, a false alarm in 1.7 million; its standard error is small
-    enough that an error of 5% in the cosine lies at z > 10.
-    """
-    estimates, g = gaussian_estimates(rule, K, 500, 16, seed=7)
-    g_1 = g[:6]
-    c = 6 * (g @ g) / (g_1 @ g_1) + 1 if rule == "np" else 5
-    p, q = estimates @ g_1 / (g_1 @ g_1), np.sum(estimates**2, axis=1) / (g_1 @ g_1)
-    relative = (p - 1) - (q / (1 + c / K) - 1) / 2  # of the cosine: p's mean is 1, q's 1 + c/K
-    error = relative.std() / math.sqrt(len(relative))
-    assert abs(relative.mean()) < 5 * error and 0.05 > 10 * error
-
-
-def angles(rule, problem, eps, sigma2):
-    """The angle to BP of every layer, in degrees."""
-    exact = rules.bp_update(*problem).dW
-    return np.array([angle(d, e) for d, e in zip(run(rule, problem, [eps], sigma2).dW, exact)])
-
-
-def test_inp_is_closer_to_bp_than_anp_and_np():
-    """Figure 2's order, K = 30 noise samples, as a sign test on 30 independent networks: 27 wins of the mean angle.
-
-    Were a rule as good as INP, 27 wins would come by chance once in 230,000. The same test of INP against INP, with other noise,
-    must find nothing.
-    """
-    wins = {"np": 0, "anp": 0, "inp": 0}
-    for seed in range(30):
-        problem = setting(seed, [12, 12], False, "leaky_relu", B=4, out=6)
-        rng = np.random.default_rng(seed)
-        draw = lambda: [1e-4 * rng.normal(size=(30, 4, n)) for n in problem[0].units]  # noqa: E731
-        eps = draw()
-        ours = angles("inp", problem, eps, 1e-8).mean()
-        for rule, noise in (("np", eps), ("anp", eps), ("inp", draw())):
-            wins[rule] += ours < angles(rule, problem, noise, 1e-8).mean()
-    assert binom.sf(26, 30, 0.5) < 1 / 230_000
-    assert wins["np"] >= 27 and wins["anp"] >= 27 and wins["inp"] < 27, wins
-
-
-# Claim 6, Figure 7
-
-@NOISY
-def test_the_angle_is_flat_in_sigma_between_rounding_and_nonlinearity(rule):
-    """With the noise's directions held, the angle to BP is one number for σ² from 1e-18 (float32: 1e-8) to 1e-4, and rises beyond.
-
-    Rounding hides δL where σ |g| ~ eps L, so from σ² ~ eps² on, 3e-18 times lower in float64 than in float32; the nonlinearity
-    above is the same for both. No sampling error to judge: what is random is the same in the middle and at the ends.
-    """
-    problem = setting(3, [10, 10], B=4, out=5)
-    s = [np.random.default_rng(l).choice([-1.0, 1.0], size=(100, 4, n)) for l, n in enumerate(problem[0].units)]
-
-    def curve(dtype, exponents):
-        network, params, x, t = problem
-        cast = lambda group: tuple(a.astype(dtype) for a in group)  # noqa: E731
-        narrow = network, Params(cast(params.W), cast(params.b), cast(params.R)), x.astype(dtype), t.astype(dtype)
-        found = [angles(rule, narrow, [(10 ** (e / 2) * v).astype(dtype) for v in s], 10.0**e).mean() for e in exponents]
-        return np.array(found)
-
-    middle = curve("float64", [-6])
-    assert middle < 60
-    assert np.abs(curve("float64", range(-18, -3, 2)) - middle).max() < 1
-    assert np.abs(curve("float32", [-8, -6, -4]) - middle).max() < 1
-    assert (curve("float32", [-18, -16, -15]) > middle + 10).all()
-    assert (curve("float64", [-34, -33]) > middle + 10).all()
-    for dtype in ("float32", "float64"):
-        assert (np.diff(curve(dtype, [-2, 0, 1, 2])) > 1).all()
 
 
 # Claim 7, §2.2's decorrelation
