@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from npref.functions import ACTIVATIONS, LOSSES
 from npref.network import ARCHITECTURES, INITS
 from npref.noise import KINDS
 from npref.optim import OPTIMIZERS
+from npref.precision import NoiseFloorWarning
 from npref.runlog import environment, read_log
 from npref.train import Diverged, Interrupted, train
 
@@ -130,7 +132,11 @@ def run(args, given, stop):
     say(f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test images")
     out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
     bar = Bar(args.quiet)
-    epochs = train(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NoiseFloorWarning)
+        epochs = train(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
+    for warning in caught:
+        print("warning: " + " ".join(str(warning.message).split()), file=sys.stderr)
     if args.resume is not None:
         now, before = environment(backend), saved["environment"]
         names = ("revision", "numpy", "blas", "threads", "device")

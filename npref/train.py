@@ -15,6 +15,7 @@ from .functions import correct, one_hot
 from .functions import loss as loss_of
 from .network import Params, forward, init_params, without_decorrelation
 from .optim import AdamState, adam_step, init_adam, sgd_step
+from .precision import SAMPLES, rounding_error, warn_of_rounding
 
 CORRELATION_IMAGES = 1000  # the first so many training images are measured for correlation after every epoch
 
@@ -155,7 +156,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     progress(done, of): called after every batch. stop(): asked before every batch; if true the run saves itself and raises
     Interrupted. data: a Dataset; config's limits are applied to it.
 
-    Raises ValueError and the like at once, for what cannot work; Diverged from the iterator; log and checkpoint then stay.
+    Raises ValueError and the like at once, for what cannot work; Diverged from the iterator; log and checkpoint then stay. Warns at
+    once with NoiseFloorWarning where rounding is a large part of δL; its measure is in the log's environment, as `rounding`.
     """
     config = replace(config, dataset=data.name)
     backend = get_backend(config.backend)
@@ -189,6 +191,12 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
         if state.epoch >= config.epochs:
             save(state, "finished", checkpoint=False)  # complete its log, should it have been killed before that
             raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
+        if rules.split_method(config.method)[0] != "bp":
+            x, labels = (backend.xp.asarray(a[:SAMPLES]) for a in (data.x_train, data.y_train))
+            x, t = prepare(x, config.dtype), one_hot(labels, data.classes, config.dtype)
+            error = rounding_error(compute_update, config, network, state.params, x, t)
+            environment["rounding"] = f"{error:.2g}"
+            warn_of_rounding(config, error)
         save(state, "running", checkpoint=not resume)
         return _epochs(held.pop_all(), config, network, data, backend.xp, state, save, progress, stop)
 

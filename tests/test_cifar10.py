@@ -155,6 +155,17 @@ def test_quiet(run):
     assert code == 0 and err == "" and out.startswith("danp fc1 on synthetic: peak") and len(out.splitlines()) == 3
 
 
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_noise_below_rounding_gets_one_line(run, quiet):
+    few = [*quiet, "--arch", "conv", "--limit-train", 6, "--limit-test", 2, "--sigma2", "1e-12"]
+    code, _, err = run(*few, "--out", "r", "--epochs", 1)
+    assert code == 0 and err.startswith("warning: sigma2=1e-12 is too small for float32: ") and err.count("\n") == 1
+    assert "%; take dtype float64 or a larger sigma2" in err
+    code, _, err = run(*quiet, "--resume", "r", "--epochs", 2, "--no-plot", tiny=False)
+    assert code == 0 and err.startswith("warning: sigma2=1e-12 is too small") and err.count("\n") == 1
+    assert run(*few, "--dtype", "float64")[::2] == (0, "")
+
+
 def test_plot(run):
     pytest.importorskip("matplotlib")
     code, out, _ = run("--method", "danp", "--plot", "--eval-train", "--out", "r")
