@@ -65,7 +65,7 @@ def bp_update(network, params, x, t, *, loss="cce"):
             if params.R[l] is not None:
                 rows = rows @ params.R[l]
             dL_dx = unfold_adjoint(layer, rows, network.shapes[l])
-    return _update(network, params, trace, g, loss_of(loss, trace.y, t), [])
+    return _update(params, trace, g, loss_of(loss, trace.y, t), [])
 
 
 def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None):
@@ -83,7 +83,7 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
         dL.append(_losses(network, a_tilde[-1], t, loss) - clean_loss)  # (k, B)
         for l, eps_l in enumerate(eps):
             _add_error(xp, errors, l, dL[-1] / sigma2, _by_sample(_rows(eps_l), dL[-1].shape))
-    return _update(network, params, trace, errors, clean_loss, dL)
+    return _update(params, trace, errors, clean_loss, dL)
 
 
 def inp_update(network, params, x, t, noise, *, loss="cce"):
@@ -96,7 +96,7 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
         for l, N_l in enumerate(network.units):
             v_l = _by_sample(_rows(v[l]), dL[-1][:, l].shape)  # (k, B, N_l)
             _add_error(xp, errors, l, N_l * _quotient(xp, dL[-1][:, l], _norm2(xp, v_l)), v_l)
-    return _update(network, params, trace, errors, clean_loss, dL)
+    return _update(params, trace, errors, clean_loss, dL)
 
 
 def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm="network"):
@@ -120,7 +120,7 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
             norm2.append(_norm2(xp, da[-1]))  # (k, B)
         for l in range(len(da)):
             _add_error(xp, errors, l, N * _quotient(xp, dL[-1], norm2[l] if norm == "layer" else sum(norm2)), da[l])
-    return _update(network, params, trace, errors, clean_loss, dL)
+    return _update(params, trace, errors, clean_loss, dL)
 
 
 def group_size(network, rule, batch, itemsize, samples, budget=512 * 2**20):
@@ -163,7 +163,7 @@ def _layerwise_losses(network, multiply, trace, v, t, loss):
         a_l = (_rows(v_l).reshape(k, *trace.a[l].shape) + trace.a[l]).reshape(-1, trace.a[l].shape[1])  # (k*B*P, n_out)
         under_way = [_next_layer(network, multiply, l, stack)] if l > 0 else []
         stack = xp.concatenate([*under_way, a_l])  # ((l+1)*k*B*P, n_out)
-    return _losses(network, stack.reshape(-1, stack.shape[1]), t, loss).reshape(len(v), k, -1).transpose(1, 0, 2)
+    return _losses(network, stack, t, loss).reshape(len(v), k, -1).transpose(1, 0, 2)
 
 
 def _next_layer(network, multiply, l, a):
@@ -209,7 +209,7 @@ def _add_error(xp, errors, l, coefficient, e):
     errors[l] = summed if errors[l] is None else errors[l] + summed
 
 
-def _update(network, params, trace, errors, losses, dL):
+def _update(params, trace, errors, losses, dL):
     """ΔW_l = Σ_rows errorᵀ x* / (K B), Δb_l = Σ_rows error / (K B). dL: of every group (k, B) or (k, L, B); none for BP."""
     xp = array_module(trace.y)
     dL = xp.concatenate(dL) if dL else None
