@@ -95,9 +95,9 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
 
 
 def uniforms(seed, stream, layer, n):
-    """n numbers in (0, 1) with 53 random bits each, float64, on the host: for initialisation, not for noise."""
+    """n numbers in (0, 1) with 52 random bits each, float64, on the host: for initialisation, not for noise."""
     w = words(np, seed, stream, (0, 0, layer, 0), -(-n // 4))[:n]
-    return (w >> np.uint64(11)) * 2.0**-53 + 2.0**-54
+    return (w >> np.uint64(12)) * 2.0**-52 + 2.0**-53  # exact; a 53rd bit would round some sums, the last to 1
 
 
 def permutation(seed, epoch, n):

@@ -138,3 +138,43 @@ def test_errors():
         draw(rows=range(0, 6, 2))
     with pytest.raises(ValueError, match="seed"):
         draw(seed=-1)
+
+
+def test_seeds_are_64_bit_words():
+    assert draw(seed=2**64 - 1).shape == (2, 6, 13)
+    for seed in (2**64, -1):
+        with pytest.raises(ValueError, match=rf"seed must be in \[0, 2\^64\), got {seed}$"):
+            draw(seed=seed)
+
+
+@pytest.mark.parametrize("kind", noise.KINDS)
+@pytest.mark.parametrize("units", [7, 8, 9, 255, 256, 257, 512, 513])
+def test_no_two_rows_share_a_block(kind, units):
+    z = draw(kind, (units,), samples=range(1), rows=range(4))[0]
+    assert z.shape == (4, units) and len(np.unique(z, axis=0)) == 4
+
+
+def test_normals_have_the_dtype_that_was_asked_for():
+    for dtype in (np.float32, np.float64):
+        assert noise.normals(np, np.arange(6, dtype=np.uint64).reshape(2, 3), dtype).dtype == dtype
+
+
+def test_uniforms_lie_inside_the_open_interval(monkeypatch):
+    """At both ends of the words, where rounding may reach 0 or 1."""
+    monkeypatch.setattr(noise, "words", lambda *where: np.array([0, 2**63, 2**64 - 1, 2**64 - 1], dtype=np.uint64))
+    low, middle, high, _ = noise.uniforms(0, noise.WEIGHTS, 0, 4)
+    assert 0 < low == 1 - high and high < 1 and 0.5 < middle <= 0.5 + 2.0**-52
+
+
+def test_uniforms_and_permutations_are_where_the_docstring_says():
+    """Counter = (block, noise sample, layer, step), an epoch for a permutation's step: a run can be drawn again by anyone."""
+    u = noise.uniforms(3, noise.WEIGHTS, 2, 6)
+    assert np.allclose(u, noise.words(np, 3, noise.WEIGHTS, (0, 0, 2, 0), 2)[:6] / 2.0**64, rtol=0, atol=2.0**-51)
+    order = noise.permutation(3, 7, 6)
+    drawn = noise.words(np, 3, noise.SHUFFLE, (0, 0, 0, 7), 2)[:6].tolist()
+    assert order.tolist() == sorted(range(6), key=drawn.__getitem__)
+
+
+def test_a_permutation_keeps_the_order_of_equal_words(monkeypatch):
+    monkeypatch.setattr(noise, "words", lambda *where: np.arange(1000, dtype=np.uint64) % 2)
+    assert noise.permutation(0, 0, 1000).tolist() == [*range(0, 1000, 2), *range(1, 1000, 2)]
