@@ -36,7 +36,7 @@ def mean_squared_correlation(x_star):
     xp = array_module(x_star)
     M, n = x_star.shape
     if n < 2:
-        return xp.zeros((), dtype=x_star.dtype)
+        return xp.zeros(())
     largest = abs(x_star).max(axis=0)
     x_star = x_star / xp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
     length2 = xp.einsum("mi,mi->i", x_star, x_star)

@@ -79,3 +79,29 @@ def test_either_way_of_computing_the_update_is_the_equation(M):
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="n_in"):
         update_decorrelation(np.eye(3), np.ones((5, 4)), 0.1)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_measure_does_not_depend_on_the_scale_of_an_input(seed):
+    """Nor overflow or vanish: scales of 10^±200, whose squares no float64 holds."""
+    rng = np.random.default_rng(seed)
+    M, n = rng.integers(2, 6, 2)
+    x = rng.normal(size=(M, n))
+    scaled = float(mean_squared_correlation(x * 10.0 ** rng.uniform(-200, 200, n)))
+    assert_close(scaled, float(mean_squared_correlation(x)), 10)
+
+
+def test_measure_of_two_inputs_is_their_squared_cosine():
+    assert float(mean_squared_correlation(np.array([[1.0, 1], [1, 0]]))) == pytest.approx(0.5)
+
+
+def test_measure_is_a_float64_for_any_number_of_inputs():
+    for n in (1, 3):
+        assert mean_squared_correlation(np.ones((4, n), dtype=np.float32)).dtype == np.float64
+
+
+def test_arrays_of_two_backends_are_refused(fake_cupy):
+    R, x = np.eye(3), np.ones((5, 3))
+    for pair in ((R, fake_cupy.asarray(x)), (fake_cupy.asarray(R), x)):
+        with pytest.raises(TypeError, match="mixed"):
+            update_decorrelation(*pair, 0.1)
