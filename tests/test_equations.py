@@ -1,6 +1,7 @@
 """The literal equations on numbers small enough to work out by hand."""
 
 import numpy as np
+import pytest
 
 from npref import equations as eq
 
@@ -58,3 +59,8 @@ def test_decorrelation_by_hand():
     """⟨x* x*ᵀ⟩ of (1, 2) and (1, 0) is (1 1; 1 2); off the diagonal (0 1; 1 0), times R = diag(1, 3)."""
     R = eq.decorrelation_update(np.diag([1.0, 3]), [column(1, 2), column(1, 0)], 0.1)
     assert np.allclose(R, [[1, -0.3], [-0.1, 3]])
+
+
+def test_a_derivative_for_every_direction():
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        eq.gradient_from_directional_derivatives(2, [1.0], [column(1, 0), column(0, 1)])

@@ -94,3 +94,42 @@ def test_unknown_names():
     for call in (fn.loss, fn.loss_gradient):
         with pytest.raises(ValueError, match="unknown loss 'hinge': expected one of cce"):
             call("hinge", A[None], A[None])
+
+
+def test_the_default_slope_is_a_fifth():
+    a = np.array([-1.0, 1.0])
+    assert fn.activate("leaky_relu", a).tolist() == fn.activate("leaky_relu", a, 0.2).tolist() == [-0.2, 1]
+    assert fn.derivative("leaky_relu", a).tolist() == [0.2, 1]
+
+
+def test_a_samples_loss_does_not_depend_on_its_neighbours():
+    """Logits of very different size in one batch: a maximum taken over the whole batch would leave log 0 behind."""
+    y, t = np.array([[1e4, 0.0], [0.0, 1.0], [-1e4, -1e4]]), np.array([[1.0, 0], [0, 1], [1, 0]])
+    assert np.allclose(fn.loss("cce", y, t), [0, np.log1p(np.exp(-1)), np.log(2)], rtol=1e-12)
+    for b in range(3):
+        assert np.array_equal(fn.loss("cce", y, t)[b : b + 1], fn.loss("cce", y[b : b + 1], t[b : b + 1]))
+
+
+def test_correct_looks_at_every_row_by_itself():
+    y, t = np.array([[0, 9.0], [8, 0], [1, 0]]), np.array([[0, 1.0], [0, 2], [3, 0]])
+    assert fn.correct(y, t).tolist() == [True, False, True]
+
+
+def test_numbers_without_a_batch_are_refused():
+    with pytest.raises(ValueError, match=r"outputs must be \(\.\.\., B, n_out\)"):
+        fn.loss("mse", np.array(1.0), np.array(1.0))
+
+
+def test_arrays_of_two_backends_are_refused(fake_cupy):
+    y = np.ones((2, 3))
+    for call in (fn.loss, fn.loss_gradient):
+        for pair in ((y, fake_cupy.asarray(y)), (fake_cupy.asarray(y), y)):
+            with pytest.raises(TypeError, match="mixed"):
+                call("mse", *pair)
+
+
+def test_messages_name_the_choices_and_the_way_out():
+    with pytest.raises(ValueError, match="expected one of cce, mse, mse-mean$"):
+        fn.loss("hinge", A[None], A[None])
+    with pytest.raises(ValueError, match="use np, inp, anp or .* another activation"):
+        fn.derivative("step", A)

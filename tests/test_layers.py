@@ -99,3 +99,26 @@ def test_shapes():
     assert weight_shape(Dense(7), (5, 2, 2)) == (7, 20)
     assert type(Dense(2, slope=np.float64(0.1)).slope) is type(Conv(2, slope=np.float64(0.1)).slope) is float
     assert Conv(2, [3, 2]).kernel == (3, 2) and Conv(2).n_out == 2 and Dense(4).n_out == 4
+
+
+@pytest.mark.parametrize("make, error, words", [
+    (lambda: Dense("3"), TypeError, "Dense units must be an int, got '3'"),
+    (lambda: Conv(0), ValueError, "Conv channels must be at least 1, got 0"),
+    (lambda: output_shape(Conv(2), (10,)), ValueError, "got shape .*: put convolutions before dense layers"),
+    (lambda: output_shape(Conv(2, 6, 1, 1), (1, 3, 9)), ValueError, "larger than its input .* more padding"),
+    (lambda: Dense(3, activation="gelu"), ValueError, "expected one of leaky_relu, relu, tanh"),
+])
+def test_messages_say_what_was_wrong_and_what_to_do(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_the_slope_may_be_zero_and_a_kernel_may_just_fit():
+    assert Dense(3, slope=0).slope == 0
+    assert output_shape(Conv(2, 5, 1, 1), (1, 3, 3)) == (2, 1, 1)
+
+
+def test_dtype_is_kept():
+    layer, shape = Conv(2, 3, 2, 1), (1, 5, 4)
+    rows = unfold(layer, np.ones((2, *shape), dtype=np.float32))
+    assert rows.dtype == unfold_adjoint(layer, rows, shape).dtype == np.float32

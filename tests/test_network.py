@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from reference import Literal, assert_close, random_batch, random_network, random_noise, random_params
 from scipy import stats
 
-from npref import Conv, Dense, Network, architecture, forward, init_params, without_decorrelation
-from npref.network import ARCHITECTURES
+from npref import Conv, Dense, Network, Params, architecture, forward, init_params, noise, without_decorrelation
+from npref.network import ARCHITECTURES, check_batch
 
 
 @pytest.mark.parametrize("conv", [False, True])
@@ -120,3 +120,62 @@ def test_initial_weights():
     assert single.W[0].dtype == np.float32 and np.array_equal(single.W[0], he.W[0].astype(np.float32)) and single.R == (None,) * 3
     assert not np.array_equal(init_params(network, seed=2).W[0], single.W[0])
     assert not np.array_equal(he.W[1].ravel()[:100], he.W[2].ravel()[:100])
+
+
+def test_lists_are_taken_and_become_tuples():
+    network = Network([4], [Dense(3), Dense(2)])
+    assert network == Network((4,), (Dense(3), Dense(2))) and hash(network) and network.shapes == ((4,), (3,), (2,))
+
+
+def test_weights_without_decorrelation_are_left_as_they_are():
+    network = Network((4,), (Dense(3), Dense(2)))
+    params = random_params(np.random.default_rng(0), network, decorrelate=False)
+    assert all(a is b for a, b in zip(without_decorrelation(params).W, params.W))
+
+
+@pytest.mark.parametrize("name", ["x", "t", "W", "b", "R"])
+def test_a_batch_and_parameters_of_two_backends_are_refused(fake_cupy, name):
+    network, rng = Network((4,), (Dense(3, bias=True),)), np.random.default_rng(0)
+    params, (x, t) = random_params(rng, network), random_batch(rng, network, 2)
+    arrays = dict(x=x, t=t, W=params.W[0], b=params.b[0], R=params.R[0])
+    arrays[name] = fake_cupy.asarray(arrays[name])
+    with pytest.raises(TypeError, match="mixed"):
+        check_batch(network, Params(*((arrays[q],) for q in "WbR")), arrays["x"], arrays["t"])
+
+
+def test_initial_parameters_share_one_dtype():
+    network = Network((4,), (Dense(3, bias=True), Dense(2)))
+    for dtype in ("float32", "float64"):
+        params = init_params(network, dtype=dtype, decorrelate=True)
+        assert {str(a.dtype) for group in (params.W, params.b, params.R) for a in group if a is not None} == {dtype}
+
+
+@pytest.mark.parametrize("init", ["he", "glorot", "uniform"])
+def test_initial_weights_have_their_own_numbers(init):
+    """Seed 0 by default; drawn from the stream of the weights, at step 0, so that they share nothing with the noise."""
+    network = Network((50,), (Dense(40),))
+    w = init_params(network, init=init, dtype="float64").W[0]
+    assert np.array_equal(w, init_params(network, init=init, seed=0, dtype="float64").W[0])
+    where = dict(seed=0, step=0, layer=0, samples=range(1), rows=range(40), dtype="float64")
+    drawn = {stream: noise.draw(np, "gaussian", (50,), 0.2, **where, stream=stream)[0] for stream in range(5)}
+    assert [np.allclose(w, z, rtol=1e-14, atol=0) for z in drawn.values()] == [init == "he" and s == noise.WEIGHTS for s in drawn]
+
+
+def test_architectures_take_their_options():
+    for name in ARCHITECTURES:
+        assert not any(q.bias for q in architecture(name).layers)
+        assert {q.slope for q in architecture(name, slope=0.1).layers} == {0.1}
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda n, p, x, t: forward(n, p, x[:, 1:]), r"x must be \(B, 2, 3\), got \(2, 1, 3\)"),
+    (lambda n, p, x, t: check_batch(n, p, x[:, 1:], t), r"x must be \(B >= 1, 2, 3\), got \(2, 1, 3\)"),
+    (lambda n, p, x, t: check_batch(n, p, x, t[:, 1:]), r"one target vector a sample, \(2, 5\), got \(2, 4\); turn labels into one-hot"),
+    (lambda n, p, x, t: check_batch(n, p, x.astype("float32"), t), "share one dtype, got float32, float64$"),
+    (lambda n, p, x, t: init_params(n, init="zeros"), "expected one of he, glorot, uniform$"),
+    (lambda n, p, x, t: architecture("fc2"), "expected one of fc1, fc3, fc6, fc9, conv, conv-tiny$"),
+])
+def test_messages_say_what_was_expected_and_what_came(make, words):
+    network, rng = Network((2, 3), (Dense(4), Dense(5))), np.random.default_rng(0)
+    with pytest.raises((ValueError, TypeError), match=words):
+        make(network, random_params(rng, network), *random_batch(rng, network, 2))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from npref import adam_step, init_adam, sgd_step
+from npref.optim import AdamState
 
 
 def test_sgd_by_hand():
@@ -69,3 +70,38 @@ def test_memory_that_cannot_change_in_place_is_refused():
         sgd_step(w, [np.ones(3)], 0.1)
     with pytest.raises(ValueError):
         sgd_step([np.ones(2)], [np.ones(2), np.ones(2)], 0.1)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 3), (2, 1, 3, 2), (0, 2)])
+def test_adam_takes_any_shape(shape):
+    rng = np.random.default_rng(0)
+    w, d = np.asarray(rng.normal(size=shape)), np.asarray(rng.normal(size=shape))
+    flat, state, flat_state = [w.ravel().copy()], init_adam([w]), init_adam([w.ravel()])
+    adam_step([w], [d], state, 0.1)
+    adam_step(flat, [d.ravel()], flat_state, 0.1)
+    assert np.array_equal(w.ravel(), flat[0]) and np.array_equal(state.v[0].ravel(), flat_state.v[0])
+
+
+def test_adam_wants_an_update_and_moments_for_every_parameter():
+    def state(m, v):
+        return AdamState([np.zeros(s) for s in m], [np.zeros(s) for s in v])
+
+    w, d = [np.ones((2, 3)), np.ones(2)], [np.ones((2, 3)), np.ones(2)]
+    shapes = [(2, 3), (2,)]
+    for bad in (state([(3, 2), (2,)], shapes), state(shapes, [(3, 2), (2,)])):
+        with pytest.raises(ValueError, match=r"needs an update and moments of that shape, got .*\(3, 2\)"):
+            adam_step(w, d, bad, 0.1)
+    for bad in (state(shapes[:1], shapes), state(shapes, shapes[:1])):
+        with pytest.raises(ValueError, match="shorter"):
+            adam_step(w, d, bad, 0.1)
+    with pytest.raises(ValueError, match="shorter"):
+        adam_step(w, d[:1], state(shapes, shapes), 0.1)
+
+
+def test_arrays_of_two_backends_are_refused_before_anything_changes(fake_cupy):
+    w, other = [np.ones(3)], [fake_cupy.asarray(np.ones(3))]
+    state = init_adam(w)
+    for pair in ((w, other), (other, w)):
+        with pytest.raises(TypeError, match="mixed"):
+            adam_step(*pair, state, 0.1)
+    assert state.t == 0
