@@ -1,5 +1,6 @@
 """The batched rules against the literal equations; what the equations claim is in test_claims.py."""
 
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -225,3 +226,103 @@ def test_group_size_respects_the_budget():
     small, large = (rules.group_size(network, "anp", 50, 8, 10**6, budget=b) for b in (10**7, 2 * 10**7))
     assert 1 < small < large
     assert rules.group_size(network, "inp", 50, 8, 10**6, budget=10**7) < small
+
+
+def test_split_method():
+    assert {m: rules.split_method(m) for m in rules.METHODS} == {
+        "bp": ("bp", False), "np": ("np", False), "inp": ("inp", False), "anp": ("anp", False),
+        "dbp": ("bp", True), "dnp": ("np", True), "dinp": ("inp", True), "danp": ("anp", True)}
+
+
+@pytest.mark.parametrize("rule", ["bp", "np", "inp", "anp"])
+def test_the_output_may_have_an_activation_of_its_own(rule):
+    rng = np.random.default_rng(4)
+    network = Network((5,), (Dense(4, activation="tanh"), Dense(3, slope=0.4)))
+    params, (x, t) = random_params(rng, network), random_batch(rng, network, 3)
+    eps = random_noise(rng, network, 2, 3)
+    literal = literal_update(rule, network, params, x, t, eps, 0.25, "mse")
+    update = batched_update(rule, network, params, x, t, eps, 0.25, "mse")
+    assert_agree(update, literal, params, rule)
+    assert (update.trace.a[-1] < 0).any()  # else its slope would not show
+
+
+@CONV
+@pytest.mark.parametrize("rule", ["bp", "np", "inp", "anp"])
+def test_losses_and_dtypes_of_an_update(rule, conv):
+    """losses are the clean pass's; whatever has the parameters' kind has their dtype, and losses are float64."""
+    rng, network, params, x, t, _ = setting(7, conv, depth=1, bias=True)
+    for dtype in (np.float32, np.float64):
+        cast = Params(*(tuple(None if a is None else a.astype(dtype) for a in p) for p in (params.W, params.b, params.R)))
+        update = batched_update(rule, network, cast, x.astype(dtype), t, random_noise(rng, network, 2, len(x), dtype=dtype), 0.25, "cce")
+        assert {a.dtype for a in (*update.dW, *update.db, *update.trace.a)} == {np.dtype(dtype)}
+        assert np.array_equal(update.losses, loss("cce", forward(network, cast, x.astype(dtype)).y, t))
+        assert update.losses.dtype == np.float64 and (rule == "bp" or update.dL.dtype == np.float64)
+
+
+def test_noise_whose_square_vanishes_changes_nothing():
+    rng, network, params, x, t, _ = setting(3, False, depth=1)
+    update = rules.inp_update(network, params, x, t, [random_noise(rng, network, 1, len(x), sigma=1e-200)])
+    assert all((d == 0).all() for d in update.dW)
+
+
+def test_the_product_with_R_is_formed_when_more_rows_than_units_have_come():
+    """W R overflows here and W (R x) does not, which tells the two apart: 2 units, so the third row changes the form."""
+    params = Params((np.full((2, 1), 1e200),), (None,), (np.full((1, 1), 1e200),))
+    multiply, rows = rules._multiplier(params), np.full((1, 1), 1e-200)
+    with np.errstate(over="ignore"):
+        results = [multiply(0, rows)[0, 0], multiply(0, rows)[0, 0], multiply(0, rows)[0, 0]]
+    assert np.isfinite(results[:2]).all() and np.isinf(results[2])
+
+
+def test_group_size_by_hand():
+    """Bytes of one noise sample: (3 ΣN + passes (rows + 3 max N)) numbers a batch row, and 4 float64 an output for the loss."""
+    dense = Network((8,), (Dense(100), Dense(20), Dense(10)))  # rows of 100 numbers come before the second layer
+    conv = Network((1, 6, 6), (Conv(2, 3), Conv(3, 2), Dense(10)))  # (2, 4, 4), then (3, 3, 3): rows of 9 x 8 numbers
+    one = Network((8,), (Dense(10),))
+    for network, rule, bytes_a_row in ((dense, "np", (3 * 130 + 100 + 300) * 4 + 320), (conv, "anp", (3 * 69 + 72 + 96) * 4 + 320),
+                                       (dense, "inp", (3 * 130 + 3 * 400) * 4 + 3 * 320), (one, "np", (30 + 30) * 4 + 320)):
+        for samples in (2, 3):
+            budget = samples * 5 * bytes_a_row
+            assert rules.group_size(network, rule, 5, 4, 9, budget=budget) == samples
+            assert rules.group_size(network, rule, 5, 4, 9, budget=budget - 1) == samples - 1
+    assert type(rules.group_size(dense, "np", 5, 4, 9, budget=10**5)) is int
+
+
+@CONV
+@pytest.mark.parametrize("rule", ["np", "inp", "anp"])
+def test_a_group_keeps_within_its_budget(rule, conv):
+    """What a rule takes at its peak, the noise included, against what group_size allowed for it; and not by a wide margin."""
+    layers = (Conv(6, 1), Conv(4, 3, 1, 1)) if conv else (Dense(300), Dense(200))
+    network = Network((2, 12, 12) if conv else (8,), (*layers, Dense(10, activation="identity")))
+    rng, budget = np.random.default_rng(0), 2 * 10**7
+    params, (x, t) = random_params(rng, network), random_batch(rng, network, 16)
+    k = rules.group_size(network, rule, 16, 8, 10**6, budget=budget)
+    options = dict(sigma2=1.0) if rule == "np" else {}
+    tracemalloc.start()
+    try:
+        groups = ([rng.standard_normal((k, 16, *shape)) for shape in network.shapes[1:]] for _ in range(1))
+        getattr(rules, f"{rule}_update")(network, params, x, t, groups, **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert k > 3 and 0.25 * budget < peak < budget, (k, peak)
+
+
+def test_noise_of_another_backend_is_refused(fake_cupy):
+    rng, network, params, x, t, _ = setting(1, False, depth=1)
+    eps = random_noise(rng, network, 2, len(x))
+    with pytest.raises(TypeError, match="mixed"):
+        rules.np_update(network, params, x, t, [(eps[0], fake_cupy.asarray(eps[1]))], sigma2=0.25)
+
+
+def test_messages_about_noise_say_what_was_expected():
+    rng = np.random.default_rng(0)
+    network = Network((1, 4, 4), (Conv(2, 3), Dense(5)))
+    params, (x, t) = random_params(rng, network), random_batch(rng, network, 3)
+    eps = random_noise(rng, network, 1, 3)
+    for bad, words in (([(eps[0][..., :-1], eps[1])], r"noise of layer 1 must be \(k >= 1, 3, 2, 2, 2\), got \(1, 3, 2, 2, 1\)"),
+                       ([eps[:1]], r"one array per layer, 2, got 1; an iterable of groups is expected, pass \[eps\]")):
+        with pytest.raises(ValueError, match=words):
+            rules.anp_update(network, params, x, t, bad)
+    with pytest.raises(ValueError, match="unknown method 'xnp': expected one of bp, np, inp, anp, dbp"):
+        rules.split_method("xnp")
