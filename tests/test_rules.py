@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import Literal, assert_close, random_batch, random_network, random_noise, random_params
 
-from npref import Dense, Network, Params, equations, rules
+from npref import Conv, Dense, Network, Params, equations, forward, rules
 from npref.config import Config
 from npref.functions import LOSSES, loss, loss_gradient
 from npref.train import compute_update
