@@ -1,6 +1,7 @@
 """The oracle on the command line:  python -m npref.oracle write | check | list | show  (--help tells more)."""
 
 import argparse
+import os
 import sys
 from collections import Counter
 
@@ -41,6 +42,9 @@ def main(arguments=None):
     args = parse(arguments)
     try:
         return {"write": run_write, "check": run_check, "list": run_list, "show": run_show}[args.command](args)
+    except BrokenPipeError:  # whoever read our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     except (CannotRun, ValueError, OSError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
