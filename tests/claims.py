@@ -17,15 +17,17 @@ from npref.functions import LOSSES, loss
 from npref.layers import fold, to_rows
 
 SEEDS, WIDTHS, SHORT = st.integers(0, 2**32 - 1), st.lists(st.integers(1, 4), max_size=2), st.lists(st.integers(1, 2), max_size=2)
-CONV = pytest.mark.parametrize("conv", [False, True], ids=["dense", "conv"])
+CONV = pytest.mark.parametrize("conv", [0, 1], ids=["dense", "conv"])  # for sums over all signs: few units
+CONVS = pytest.mark.parametrize("conv", [0, 2], ids=["dense", "conv"])  # a convolution also has one behind it
 NOISY = pytest.mark.parametrize("rule", ["np", "inp", "anp"])
 few = settings(max_examples=8)
 
 
-def setting(seed, widths, conv=False, activation="tanh", B=1, bias=True, out=2):
-    """(network, params, x, t): perhaps a convolution with a stride, padding and an oblong kernel, then dense layers; R everywhere."""
+def setting(seed, widths, conv=0, activation="tanh", B=1, bias=True, out=2):
+    """(network, params, x, t): `conv` (0 to 2) convolutions, strided, padded, oblong, then dense layers; R everywhere."""
     rng = np.random.default_rng(seed)
     first = [Conv(int(rng.integers(1, 3)), (3, 2), (2, 1), (1, 0), activation, 0.3, bias)] if conv else []
+    first += [Conv(1, 2, 1, (0, 1), activation, 0.3, bias)] * (conv == 2)
     hidden = [Dense(n, activation, 0.3, bias) for n in widths]
     network = Network((2, 4, 2) if conv else (3,), (*first, *hidden, Dense(out, "identity", bias=bias)))
     return network, random_params(rng, network), *random_batch(rng, network, B)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from claims import (
     CONV,
+    CONVS,
     NOISY,
     SEEDS,
     SHORT,
@@ -50,7 +51,7 @@ def isotropic(kind, rng, N):
     return math.sqrt(N) * (np.eye(N) if kind == "basis" else np.linalg.qr(rng.normal(size=(N, N)))[0])
 
 
-@CONV
+@CONVS
 @pytest.mark.parametrize("antithetic", [False, True], ids=["one-sided", "antithetic"])
 @pytest.mark.parametrize("kind", ["basis", "orthogonal", "hadamard", "signs"])
 @settings(max_examples=15)
@@ -134,7 +135,7 @@ def test_in_a_single_layer_the_rules_have_one_direction(seed, out, sigma2):
     assert_close(by_np * out * sigma2 / norm2, inp, scale)
 
 
-@CONV
+@CONVS
 @given(seed=SEEDS, widths=WIDTHS, sigma2=st.floats(0.01, 1))
 def test_in_layer_1_np_and_anp_have_one_direction(conv, seed, widths, sigma2):
     """No noise arrives there: δa_1 = ε_1, and per sample ANP's ΔW_1 is NP's times N σ²/‖δa‖²."""
@@ -266,7 +267,7 @@ def test_correlation_falls_at_the_rate_of_theory(c):
         assert np.abs(found - [[on, off], [off, on]]).max() < 1e-8 * abs(off)
 
 
-@CONV
+@CONVS
 @given(seed=SEEDS, widths=WIDTHS)
 def test_decorrelation_never_changes_what_a_network_can_represent(conv, seed, widths):
     """W R acts as one matrix: (W, R) is (W R, I), and for any invertible R' the weights W R R'⁻¹ give the same function."""
@@ -282,7 +283,7 @@ def test_decorrelation_never_changes_what_a_network_can_represent(conv, seed, wi
 
 # Claim 8, Eq. 1
 
-@CONV
+@CONVS
 @pytest.mark.parametrize("which_loss", LOSSES)
 @pytest.mark.parametrize("activation", ["leaky_relu", "relu", "tanh", "identity"])
 @few
@@ -329,7 +330,7 @@ def rounding_scale(problem, eps):
     return amplitude(problem, 10, min(0.25, *[np.sum(e**2, axis=tuple(range(2, e.ndim))).min() for e in eps]))
 
 
-@CONV
+@CONVS
 @NOISY
 @given(seed=SEEDS, widths=WIDTHS, K=st.integers(1, 5), B=st.integers(1, 5), data=st.data())
 def test_no_split_of_a_batch_and_no_order_of_noise_samples_changes_an_update(rule, conv, seed, widths, K, B, data):
@@ -348,7 +349,7 @@ def test_no_split_of_a_batch_and_no_order_of_noise_samples_changes_an_update(rul
     assert_close(total, whole, scale)
 
 
-@CONV
+@CONVS
 @pytest.mark.parametrize("rule", ["bp", "np", "inp", "anp"])
 @given(seed=SEEDS, widths=WIDTHS, K=st.integers(1, 3), which_loss=st.sampled_from(LOSSES))
 def test_float32_gives_the_update_of_float64(rule, conv, seed, widths, K, which_loss):
