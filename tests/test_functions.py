@@ -118,6 +118,8 @@ def test_correct_looks_at_every_row_by_itself():
 def test_numbers_without_a_batch_are_refused():
     with pytest.raises(ValueError, match=r"outputs must be \(\.\.\., B, n_out\)"):
         fn.loss("mse", np.array(1.0), np.array(1.0))
+    with pytest.raises(ValueError, match=r"labels must be \(B,\) ints, got \(\) of int64"):
+        fn.one_hot(np.array(1), 3)
 
 
 def test_arrays_of_two_backends_are_refused(fake_cupy):
