@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -13,20 +14,24 @@ from npref.functions import derivative
 from npref.oracle import checker as checking
 from npref.oracle.__main__ import main
 from npref.oracle.conventions import CONVENTIONS
-from npref.oracle.files import case_list, flat, read, write
+from npref.oracle.files import case_list, case_names, flat, one_case, read, write
+from npref.oracle.hints import hint
 
 SMALL = Path(__file__).resolve().parents[1] / "data/oracle/small.h5"
-SHAPES = {name: case for case, *_ in case_list() for name in [case.name]}
+BUILT_IN = {case.name for case, *_ in case_list()}
 
 
-@pytest.fixture(scope="module")
-def small():
-    """The committed vectors: {name: (Case, outputs)}."""
-    return {case.name: (case, outputs) for case, outputs in read(SMALL)}
+@cache
+def golden(name):
+    """One of the committed cases: (Case, outputs)."""
+    return one_case(SMALL, name)
 
 
-def judged(small, name, adapter, convention="paper", dtype="float64"):
-    case, outputs = small[name]
+NAMES = case_names(SMALL)
+
+
+def judged(name, adapter, convention="paper", dtype="float64"):
+    case, outputs = golden(name)
     c = CONVENTIONS[convention]
     if convention != "paper":
         outputs = checking.expected(case, c)
@@ -35,10 +40,10 @@ def judged(small, name, adapter, convention="paper", dtype="float64"):
 
 # --- what is right -----------------------------------------------------------------------------------------------------------
 
-def test_hand_worked_numbers(small):
+def test_hand_worked_numbers():
     """The numbers of the cases' own texts, typed in."""
     def outputs(name):
-        return {q: value.ravel().tolist() for q, (value, _) in small[f"hand/{name}"][1].items()}
+        return {q: value.ravel().tolist() for q, (value, _) in golden(f"hand/{name}")[1].items()}
 
     bp, np_, inp, anp, dbp = map(outputs, ("bp", "np", "inp", "anp", "dbp"))
     assert (bp["a/0"], bp["loss"], bp["g/0"], bp["dW/0"], bp["after_1/W/0"]) == ([3], [4], [4], [4, 8], [0.875, 0.75])
@@ -51,25 +56,25 @@ def test_hand_worked_numbers(small):
     assert (dbp["dR/0"], dbp["after_1/R/0"]) == ([0, 8, 4, 0], [1, -1, -0.5, 2])
 
 
-def test_the_rules_pass_every_committed_case(small):
-    for name in small:
+def test_the_rules_pass_every_committed_case():
+    for name in NAMES:
         for dtype in checking.DTYPES:
-            result = judged(small, name, oracle.self, dtype=dtype)
-            assert result.checked == len(small[name][1]) - len([q for q in small[name][1] if q.startswith("g/")])
+            result = judged(name, oracle.self, dtype=dtype)
+            assert result.checked == len(golden(name)[1]) - len([q for q in golden(name)[1] if q.startswith("g/")])
             assert not result.wrong and not result.skipped, result
 
 
-def test_the_committed_file_is_what_is_written_today(tmp_path, small):
+def test_the_committed_file_is_what_is_written_today(tmp_path):
     globs = ["hand/*", "*/dense2-bias*", "danp/conv-stride-bias*", "*/layer-norm", "*/signs", "*/noisy-baseline-dense2"]
     a, b = tmp_path / "a.h5", tmp_path / "b.h5"
     assert write(a, globs) == write(b, globs)
     assert a.read_bytes() == b.read_bytes()
     common = 0
     for case, outputs in read(a):
-        if case.name not in small:
+        if case.name not in NAMES:
             continue
         common += 1
-        old_case, old = small[case.name]
+        old_case, old = golden(case.name)
         assert case.settings() == old_case.settings() and list(outputs) == list(old)
         for name, x in flat({n: getattr(case, n) for n in ("x", "t", "W", "b", "R", "eps", "baseline")}).items():
             assert np.array_equal(x, flat({n: getattr(old_case, n) for n in ("x", "t", "W", "b", "R", "eps", "baseline")})[name])
@@ -81,7 +86,7 @@ def test_the_committed_file_is_what_is_written_today(tmp_path, small):
 
 def test_the_cases_are_those_promised():
     """Eight methods x six networks x bias x K, and the others; every input a float32 number."""
-    names = set(SHAPES)
+    names = BUILT_IN
     for method in rules.METHODS:
         for arch in ("dense1", "dense2", "dense4", "conv-stride", "conv-padding", "conv-dense"):
             for k in ("",) if "bp" in method else ("-k1", "-k3"):
@@ -92,9 +97,9 @@ def test_the_cases_are_those_promised():
         assert name in names
 
 
-def test_inputs_are_float32_numbers_and_kinks_are_crossed(small):
+def test_inputs_are_float32_numbers_and_kinks_are_crossed():
     crossed = 0
-    for case, outputs in small.values():
+    for case, outputs in map(golden, NAMES):
         for a in flat({n: getattr(case, n) for n in ("x", "t", "W", "b", "R", "eps", "baseline")}).values():
             assert np.array_equal(a, a.astype(np.float32))
         if case.name.endswith("/kinks"):
@@ -102,9 +107,9 @@ def test_inputs_are_float32_numbers_and_kinks_are_crossed(small):
     assert crossed > 5
 
 
-def test_the_scale_is_the_size_of_rounding(small):
+def test_the_scale_is_the_size_of_rounding():
     """float32 results of the rules are within the tolerance, yet not far within: a scale ten times too wide would show here."""
-    worst = [judged(small, name, oracle.self, dtype="float32").worst for name in small if not name.startswith("hand")]
+    worst = [judged(name, oracle.self, dtype="float32").worst for name in NAMES if not name.startswith("hand")]
     assert 0.1 < max(worst) < 0.6 and np.median(worst) > 0.05
 
 
@@ -214,25 +219,91 @@ WRONG = {  # what is wrong: (adapter, case, the first wrong quantity, words of t
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_implementations_are_caught_and_the_first_wrong_quantity_named(small, kind):
+def test_wrong_implementations_are_caught_and_the_first_wrong_quantity_named(kind):
     adapter, name, first, words = WRONG[kind]
-    result = judged(small, name, adapter)
+    result = judged(name, adapter)
     assert result.wrong == first, result
     assert words in result.hint, result
     assert result.details and result.worst > 1
 
 
-def test_an_error_of_a_few_tolerances_is_seen_and_one_within_it_is_not(small):
-    case, outputs = small["np/dense2-bias-k3"]
+def test_an_error_of_a_few_tolerances_is_seen_and_one_within_it_is_not():
+    case, outputs = golden("np/dense2-bias-k3")
     for factor, verdict in ((0.9, ""), (1.1, "dW/1")):
         def adapter(case, factor=factor):
             value, scale = outputs["dW/1"]
             off = value.copy()
             off[1, 2] += factor * oracle.TOLERANCE * np.finfo(np.float64).eps * scale[1, 2]
             return {"dW": [None, off]}
-        result = judged(small, "np/dense2-bias-k3", adapter)
+        result = judged("np/dense2-bias-k3", adapter)
         assert result.wrong == verdict
         assert not verdict or result.details.startswith("[1, 2] is ")
+
+
+@pytest.mark.parametrize("rule, quantity, factor, words", [
+    ("bp", "dW/1", -1, "the sign"),
+    ("bp", "dW/1", 4, "summed over the batch: the mean is expected"),
+    ("bp", "dW/1", 0.25, "averaged over the batch twice"),
+    ("bp", "dW/1", 2, "a factor 2"),
+    ("bp", "dW/1", -0.5, "the sign, and a factor 1/2"),
+    ("bp", "dW/1", 1.7, "off by the constant factor 1.7"),
+    ("np", "dW/1", 3, "summed over the K noise samples: their mean is expected"),
+    ("np", "db/1", 12, "summed over batch and noise samples: their mean is expected"),
+    ("np", "dW/1", 0.375, "σ in place of σ²"),
+    ("np", "dW/1", 0.140625, "the division by σ² is missing"),
+    ("anp", "dW/0", 1 / 8, "N, the units of the network, is missing"),
+    ("anp", "dW/0", 8**-0.5, "the square root of N, the units of the network, in its place"),
+    ("anp", "dW/0", 8, "N, the units of the network, once too often"),
+    ("inp", "dW/0", 1 / 5, "N_l, the units of the layer, is missing"),
+    ("inp", "dW/0", 5**-0.5, "the square root of N_l, the units of the layer, in its place"),
+    ("inp", "db/0", 5, "N_l, the units of the layer, once too often"),
+    ("anp", "dW/0", 5 / 8, "N_l in place of N"),
+    ("inp", "dW/0", 8 / 5, "N in place of N_l"),
+    ("np", "loss", 1 / 3, "averaged over the outputs: mse is their sum"),
+    ("np", "noisy_loss", 3.0000001, "summed over the K noise samples"),
+    ("np", "a/0", 4, "summed over the batch"),
+    ("np", "a/0", 8, "off by the constant factor 8"),
+])
+def test_hints_name_known_factors(rule, quantity, factor, words):
+    """Four samples, three noise samples, layers of five and three units, σ = 0.375."""
+    case, outputs = golden(f"{rule}/dense2-bias" + "-k3" * (rule != "bp"))
+    value, scale = outputs[quantity]
+    said = hint(case, CONVENTIONS["paper"], quantity, factor * value, value, 1e-14 * scale, rerun=False)
+    assert said.startswith(words), said
+
+
+def test_hints_say_nothing_of_what_they_do_not_know():
+    case, outputs = golden("anp/dense2-bias-k3")
+    value, scale = outputs["dW/0"]
+    paper = CONVENTIONS["paper"]
+    assert hint(case, paper, "dW/0", value + np.arange(20).reshape(5, 4), value, 1e-14 * scale) == ""
+    assert hint(case, paper, "dW/0", value[:2], value, 1e-14 * scale) == ""
+    assert hint(case, paper, "dW/0", 2 * value + 1, value, 1e-14 * scale, rerun=False) == ""
+    assert hint(case, paper, "dW/0", 0 * value + 1, 0 * value, 1e-14 * scale, rerun=False) == ""
+    assert hint(case, paper, "loss", np.array([2.7]), np.array([1.0]), np.array([1e-14]), rerun=False) == ""  # any number has a factor
+    one = golden("bp/conv-stride-bias")[0]
+    positions = hint(one, paper, "dW/0", np.ones(3) / 6, np.ones(3), np.full(3, 1e-14), rerun=False)
+    assert positions == "averaged over a convolution's positions: their sum is expected"
+
+
+@pytest.mark.parametrize("dtype, bits, words", [("float64", 24, "float32's"), ("float32", 11, "TF32 or float16"),
+                                                ("float32", 8, "bfloat16"), ("float64", 20, ""), ("float32", 6, "")])
+def test_hints_tell_reduced_precision(dtype, bits, words):
+    """Numbers rounded at random to so many bits: an error of a tolerance in that precision, and of more in the next."""
+    case, outputs = golden("np/dense2-bias-k3")
+    value, scale = outputs["dW/0"]
+    tolerance = oracle.TOLERANCE * np.finfo(dtype).eps * scale
+    off = tolerance * 2.0 ** ((53 if dtype == "float64" else 24) - bits) * np.where(np.arange(20).reshape(5, 4) % 2, 0.99, -0.9)
+    said = hint(case.cast(dtype), CONVENTIONS["paper"], "dW/0", value + off, value, tolerance, rerun=False)
+    assert (words in said) if words else said == "", said
+
+
+def test_after_ten_differences_only_nothing_else_is_reasoned_about():
+    """The tenth difference is still explained by recomputing the reference, the eleventh by its looks alone."""
+    def shared(case):
+        return updates_only(given(eps=first_sample))(case) if case.rule != "bp" else None
+    results = [r for r in oracle.check(SMALL, shared, cases=["*/dense2-bias-k3", "*/conv-stride-bias-k3"]) if r.wrong]
+    assert ["one noise draw" in r.hint for r in results] == [True] * 10 + [False] * (len(results) - 10) and len(results) > 12
 
 
 # --- conventions, each implemented by itself on dense layers, from its description -------------------------------------------
@@ -338,12 +409,12 @@ IMPLEMENTED = {  # implementation: (its cases, the first wrong quantity by the p
 
 @pytest.mark.parametrize("implementation", IMPLEMENTED, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", checking.DTYPES)
-def test_conventions(small, implementation, dtype):
+def test_conventions(implementation, dtype):
     names, first, words = IMPLEMENTED[implementation]
     for name in names:
-        own = judged(small, name, implementation, implementation.__name__, dtype)
+        own = judged(name, implementation, implementation.__name__, dtype)
         assert own.checked >= 3 and not own.wrong, own
-        papers = judged(small, name, implementation, "paper", dtype)
+        papers = judged(name, implementation, "paper", dtype)
         assert papers.wrong == first and (words in papers.hint or name == "danp/mse" and "the outputs" in papers.hint), papers
 
 
@@ -351,15 +422,15 @@ def test_conventions(small, implementation, dtype):
     (decorbp, "dW", "√N in place of N"),
     (mtj, "dW", "summed over the batch"),
 ], ids=["decorbp", "mtj"])
-def test_hints_on_the_updates_alone(small, implementation, change, words):
+def test_hints_on_the_updates_alone(implementation, change, words):
     """With one sample decorbp's sums and batch means are no difference, and √N is what is left."""
     name = "anp/batch-of-1" if implementation is decorbp else "anp/dense2-bias-k1"
-    papers = judged(small, name, lambda case: {change: implementation(case)[change]})
+    papers = judged(name, lambda case: {change: implementation(case)[change]})
     assert papers.wrong == "dW/0" and words in papers.hint, papers
 
 
-def test_the_noisy_baseline_of_mtj(small):
-    case, _ = small["anp/noisy-baseline-dense2"]
+def test_the_noisy_baseline_of_mtj():
+    case, _ = golden("anp/noisy-baseline-dense2")
     one = replace(case, eps=tuple(e[:1] for e in case.eps))
     c = CONVENTIONS["mtj"]
     assert not oracle.compare(one, c, checking.expected(one, c), mtj).wrong
@@ -394,6 +465,10 @@ def misnamed(case):
     return {"dw": [0]}
 
 
+def too_many(case):
+    return {"dW": [0, 0, 0]}
+
+
 def empty(case):
     return {}
 
@@ -421,16 +496,23 @@ def test_check_prints_a_table_and_tells_by_its_exit_code(capsys):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["check", SMALL, "--adapter", "npref"], "module:object"),
+    (["check", SMALL, "--adapter", "npref"], "named module:object, such as npref.oracle:self, got 'npref'"),
+    (["check", SMALL, "--adapter", "npref.oracle:"], "named module:object"),
+    (["check", SMALL, "--adapter", ":self"], "named module:object"),
     (["check", SMALL, "--adapter", "no_such_module:f"], "cannot import no_such_module"),
     (["check", SMALL, "--adapter", "npref.oracle:nothing"], "has no nothing"),
-    (["check", SMALL, "--adapter", "npref.oracle:TOLERANCE"], "must be a function"),
-    (["check", SMALL, "--adapter", "test_oracle:broken"], "the adapter raised RuntimeError: my code is broken"),
+    (["check", SMALL, "--adapter", "npref.oracle:TOLERANCE"], "npref.oracle:TOLERANCE must be a function of a case, got int"),
+    (["check", SMALL, "--adapter", "test_oracle:broken"],
+     f"bp/dense2-bias in float64: the adapter raised RuntimeError: my code is broken ({__file__}:"),
     (["check", SMALL, "--adapter", "test_oracle:nothing"], "every case was skipped"),
-    (["check", SMALL, "--adapter", "test_oracle:misnamed"], "returned 'dw/0'"),
-    (["check", SMALL, "--adapter", "test_oracle:empty"], "nothing that can be checked"),
-    (["check", SMALL, "--adapter", "test_oracle:listed"], "returns a dict"),
-    (["check", SMALL, "--adapter", "test_oracle:complex_numbers"], "expected real numbers"),
+    (["check", SMALL, "--adapter", "test_oracle:misnamed"],
+     "bp/dense2-bias: the adapter returned 'dw/0'; expected x_star, a, x, loss, g, dW, db"),
+    (["check", SMALL, "--adapter", "test_oracle:too_many"], "returned 'dW/2'"),
+    (["check", SMALL, "--adapter", "test_oracle:empty"],
+     "returned nothing that can be checked; expected any of x_star, a, x, loss, g, dW, db"),
+    (["check", SMALL, "--adapter", "test_oracle:listed"], "returns a dict of arrays, or None if it does not support a case, got list"),
+    (["check", SMALL, "--adapter", "test_oracle:complex_numbers"],
+     "loss cannot be made a NumPy array: TypeError: expected real numbers, got complex128"),
     (["check", SMALL, "--adapter", "npref.oracle:self", "--cases", "nope*"], "no case in"),
     (["check", SMALL, "--adapter", "npref.oracle:self", "--convention", "keras"], "invalid choice: 'keras'"),
     (["check", "nowhere.h5", "--adapter", "npref.oracle:self"], "no file nowhere.h5"),
@@ -463,7 +545,7 @@ def test_a_damaged_file_is_refused(capsys, tmp_path):
 
 def test_list_and_show(capsys):
     code, out, _ = run(capsys, "list")
-    assert code == 0 and len(out.splitlines()) == len(SHAPES)
+    assert code == 0 and len(out.splitlines()) == len(BUILT_IN)
     code, out, _ = run(capsys, "list", SMALL)
     assert code == 0 and "hand/anp" in out and "‖δa‖² = 17" in out
     code, out, _ = run(capsys, "show", SMALL, "danp/conv-stride-bias-k3")

@@ -145,8 +145,8 @@ def _arrays(case, found, outputs):
                         f"got {type(found).__name__}")
     arrays = {}
     for name, a in flat(found).items():
-        kind, _, layer = name.rpartition("/") if name.rpartition("/")[2].isdigit() else (name, "", "")
-        if kind not in QUANTITIES or (layer and int(layer) >= len(case.layers)):
+        kind, layer = _kind_and_layer(name)
+        if kind not in QUANTITIES or layer >= len(case.layers):
             raise CannotRun(f"{case.name}: the adapter returned {name!r}; expected {', '.join(_kinds(outputs))}")
         try:
             arrays[name] = to_numpy(a)
@@ -155,8 +155,14 @@ def _arrays(case, found, outputs):
     return arrays
 
 
+def _kind_and_layer(name):
+    """"after_1/W/0" -> ("after_1/W", 0), and layer 0 for what has none."""
+    kind, _, layer = name.rpartition("/")
+    return (kind, int(layer)) if layer.isdigit() else (name, 0)
+
+
 def _kinds(outputs):
-    return list(dict.fromkeys(name.rpartition("/")[0] if name.rpartition("/")[2].isdigit() else name for name in outputs))
+    return list(dict.fromkeys(_kind_and_layer(name)[0] for name in outputs))
 
 
 def to_numpy(a):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
@@ -94,13 +95,7 @@ def read(path, cases="*"):
 
     Raises ValueError for a file of another kind or version, a damaged one, and where no case matches.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}: write one with python -m npref.oracle write {path}")
-    if not _is_ours(path):
-        raise ValueError(f"{path}: expected golden vectors ({FORMAT}, version {VERSION}), got another kind of file")
-    with h5py.File(path, "r") as file:
-        if file.attrs["version"] != VERSION:
-            raise ValueError(f"{path}: expected version {VERSION} of the format, got {file.attrs['version']}: write it anew")
+    with _opened(path) as file:
         names = [name for name in json.loads(file.attrs["cases"]) if _matches(name, cases)]
         if not names:
             raise ValueError(f"no case in {path} matches {cases!r}: python -m npref.oracle list {path} shows the names")
@@ -109,6 +104,18 @@ def read(path, cases="*"):
                 yield _read_case(file[name])
             except (KeyError, OSError) as error:
                 raise ValueError(f"{path}: damaged, {name} cannot be read ({error}): write it anew") from error
+
+
+@contextmanager
+def _opened(path):
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}: write one with python -m npref.oracle write {path}")
+    if not _is_ours(path):
+        raise ValueError(f"{path}: expected golden vectors ({FORMAT}, version {VERSION}), got another kind of file")
+    with h5py.File(path, "r") as file:
+        if file.attrs["version"] != VERSION:
+            raise ValueError(f"{path}: expected version {VERSION} of the format, got {file.attrs['version']}: write it anew")
+        yield file
 
 
 def _matches(name, globs):
@@ -161,6 +168,12 @@ def list_cases(path=None):
     if path is None:
         return [(case.name, case.text) for case, *_ in case_list()]
     return [(case.name, case.text) for case, _ in read(path)]
+
+
+def case_names(path):
+    """The names of the cases in a file, in order."""
+    with _opened(path) as file:
+        return json.loads(file.attrs["cases"])
 
 
 def one_case(path, name):
