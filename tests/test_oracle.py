@@ -16,6 +16,7 @@ from npref.oracle.__main__ import main
 from npref.oracle.conventions import CONVENTIONS
 from npref.oracle.files import case_list, case_names, flat, one_case, read, write
 from npref.oracle.hints import hint
+from npref.oracle.reference import Kink
 
 SMALL = Path(__file__).resolve().parents[1] / "data/oracle/small.h5"
 BUILT_IN = {case.name for case, *_ in case_list()}
@@ -286,16 +287,43 @@ def test_hints_say_nothing_of_what_they_do_not_know():
     assert positions == "averaged over a convolution's positions: their sum is expected"
 
 
-@pytest.mark.parametrize("dtype, bits, words", [("float64", 24, "float32's"), ("float32", 11, "TF32 or float16"),
-                                                ("float32", 8, "bfloat16"), ("float64", 20, ""), ("float32", 6, "")])
+@pytest.mark.parametrize("dtype, bits, words", [
+    ("float64", 24, "the error is float32's: something is computed in single precision"),
+    ("float32", 11, "the error is that of 11 significant bits: a product in TF32 or float16"),
+    ("float32", 8, "the error is that of 8 significant bits: a product in bfloat16"), ("float64", 20, ""), ("float32", 6, "")])
 def test_hints_tell_reduced_precision(dtype, bits, words):
-    """Numbers rounded at random to so many bits: an error of a tolerance in that precision, and of more in the next."""
+    """Errors up to a tolerance of that precision earn its hint, and larger ones another or none."""
     case, outputs = golden("np/dense2-bias-k3")
     value, scale = outputs["dW/0"]
     tolerance = oracle.TOLERANCE * np.finfo(dtype).eps * scale
-    off = tolerance * 2.0 ** ((53 if dtype == "float64" else 24) - bits) * np.where(np.arange(20).reshape(5, 4) % 2, 0.99, -0.9)
-    said = hint(case.cast(dtype), CONVENTIONS["paper"], "dW/0", value + off, value, tolerance, rerun=False)
-    assert (words in said) if words else said == "", said
+    sign = np.where(np.arange(20).reshape(5, 4) % 2, 1, -0.9)
+
+    def said(size):
+        off = tolerance * 2.0 ** ((53 if dtype == "float64" else 24) - bits) * size * sign
+        return hint(case.cast(dtype), CONVENTIONS["paper"], "dW/0", value + off, value, tolerance, rerun=False)
+
+    assert said(0.99) == words and said(1.2) != words or not words and said(0.99) == ""
+
+
+def test_expected_values_end_where_a_kink_comes_too_close(monkeypatch):
+    """After one step alone, or the case is skipped."""
+    case, outputs = golden("danp/sgd")
+    mtj, whole = CONVENTIONS["mtj"], checking.reference
+
+    def kink_after(n):
+        def fake(case, convention, steps):
+            if max(steps) > n:
+                raise Kink
+            return whole(case, convention, steps)
+        monkeypatch.setattr(checking, "reference", fake)
+
+    assert list(checking.expected(case, mtj)) == list(outputs)
+    kink_after(1)
+    assert list(checking.expected(case, mtj)) == [name for name in outputs if "after_10" not in name]
+    kink_after(0)
+    assert checking.expected(case, mtj) == {}
+    results = list(oracle.check(SMALL, oracle.self, "mtj", "danp/sgd"))
+    assert [r.skipped for r in results] == ["by this convention a unit comes too close to its kink"] * 2
 
 
 def test_after_ten_differences_only_nothing_else_is_reasoned_about():
@@ -454,7 +482,22 @@ def run(capsys, *arguments):
 
 
 def broken(case):
+    return broken_within(case)
+
+
+def broken_within(case):
+    return broken_deep_within(case)
+
+
+def broken_deep_within(case):
     raise RuntimeError("my code\nis broken")
+
+
+BROKEN = broken_deep_within.__code__.co_firstlineno + 1
+
+
+def test_an_error_without_a_place_is_told_without_one():
+    assert checking._where(ValueError("what")) == "ValueError: what"
 
 
 def nothing(case):
@@ -503,7 +546,7 @@ def test_check_prints_a_table_and_tells_by_its_exit_code(capsys):
     (["check", SMALL, "--adapter", "npref.oracle:nothing"], "has no nothing"),
     (["check", SMALL, "--adapter", "npref.oracle:TOLERANCE"], "npref.oracle:TOLERANCE must be a function of a case, got int"),
     (["check", SMALL, "--adapter", "test_oracle:broken"],
-     f"bp/dense2-bias in float64: the adapter raised RuntimeError: my code is broken ({__file__}:"),
+     f"bp/dense2-bias in float64: the adapter raised RuntimeError: my code is broken ({__file__}:{BROKEN})"),
     (["check", SMALL, "--adapter", "test_oracle:nothing"], "every case was skipped"),
     (["check", SMALL, "--adapter", "test_oracle:misnamed"],
      "bp/dense2-bias: the adapter returned 'dw/0'; expected x_star, a, x, loss, g, dW, db"),

@@ -1,7 +1,6 @@
 """Compare an adapter's numbers with golden vectors."""
 
 import importlib
-import sys
 import traceback
 from dataclasses import dataclass, replace
 
@@ -46,8 +45,6 @@ def load_adapter(name):
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise CannotRun(f"an adapter is named module:object, such as npref.oracle:self, got {name!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     try:
         adapter = getattr(importlib.import_module(module), attribute)
     except AttributeError:
