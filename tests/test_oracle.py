@@ -464,11 +464,24 @@ def test_the_noisy_baseline_of_mtj():
     assert not oracle.compare(one, c, checking.expected(one, c), mtj).wrong
 
 
-def test_cases_outside_a_convention_are_skipped_with_the_reason():
-    results = {r.name: r.skipped for r in oracle.check(SMALL, oracle.self, "mtj", dtypes=("float64",)) if r.skipped}
-    assert results["np/dense2-bias-k3"] == "this convention has no np"
-    assert results["anp/conv-dense-bias-k3"] == "this convention has dense layers only"
-    assert results["anp/dense2-bias-k3"] == "this convention has one noise sample"
+def test_cases_outside_a_convention_are_skipped_with_the_reason_and_the_others_are_checked():
+    def any_case(case):
+        return mtj(case) if case.rule == "anp" and len(case.eps[0]) == 1 and case.input_shape == (4,) else 1 / 0
+    results = list(oracle.check(SMALL, any_case, "mtj", ["*p/dense2-bias-k?", "*/conv-dense-bias-k3", "danp/sgd"]))
+    assert {r.name: r.skipped for r in results if r.skipped} == {
+        **{f"{m}/dense2-bias-k{k}": f"this convention has no {m[-2:]}" for m in ("np", "dnp") for k in (1, 3)},
+        **{f"{m}/dense2-bias-k{k}": f"this convention has no {m[-3:]}" for m in ("inp", "dinp") for k in (1, 3)},
+        **{f"{m}/conv-dense-bias-k3": "this convention has no " + m.removeprefix("d") for m in ("np", "inp", "dnp", "dinp")},
+        **{f"{m}/conv-dense-bias-k3": "this convention has dense layers only" for m in ("anp", "danp")},
+        **{f"{m}/dense2-bias-k3": "this convention has one noise sample" for m in ("anp", "danp")}}
+    checked = [(r.name, r.dtype, r.wrong) for r in results if not r.skipped]
+    assert checked == [(name, dtype, "") for name in ("anp/dense2-bias-k1", "danp/dense2-bias-k1", "danp/sgd") for dtype in checking.DTYPES]
+    assert [r.dtype for r in results] == list(checking.DTYPES) * (len(results) // 2)
+
+
+def test_an_unknown_convention_is_refused():
+    with pytest.raises(oracle.CannotRun, match="unknown convention 'keras': expected one of paper, danp_open_source, decorbp, mtj, "):
+        next(oracle.check(SMALL, oracle.self, "keras"))
 
 
 # --- the command line and its inputs -----------------------------------------------------------------------------------------
