@@ -260,9 +260,9 @@ def test_an_error_of_a_few_tolerances_is_seen_and_one_within_it_is_not():
     ("inp", "db/0", 5, "N_l, the units of the layer, once too often"),
     ("anp", "dW/0", 5 / 8, "N_l in place of N"),
     ("inp", "dW/0", 8 / 5, "N in place of N_l"),
-    ("np", "loss", 1 / 3, "averaged over the outputs: mse is their sum"),
-    ("np", "noisy_loss", 3.0000001, "summed over the K noise samples"),
-    ("np", "a/0", 4, "summed over the batch"),
+    ("np", "loss", 1 / 3, "off by the constant factor 0.333333"),
+    ("np", "noisy_loss", 3.0000001, "off by the constant factor 3"),
+    ("np", "a/0", 4, "off by the constant factor 4"),
     ("np", "a/0", 8, "off by the constant factor 8"),
 ])
 def test_hints_name_known_factors(rule, quantity, factor, words):
@@ -525,6 +525,22 @@ def too_many(case):
     return {"dW": [0, 0, 0]}
 
 
+def listed_dL(case):
+    return {"dL": [1.0]}
+
+
+def one_dW(case):
+    return {"dW": case.W[0]}
+
+
+def int_keys(case):
+    return {0: case.W[0]}
+
+
+def leaving(case):
+    raise SystemExit(0)
+
+
 def empty(case):
     return {}
 
@@ -570,13 +586,18 @@ def test_check_prints_a_table_and_tells_by_its_exit_code(capsys):
     (["check", SMALL, "--adapter", "test_oracle:complex_numbers"],
      "loss cannot be made a NumPy array: TypeError: expected real numbers, got complex128"),
     (["check", SMALL, "--adapter", "npref.oracle:self", "--cases", "nope*"], "no case in"),
+    (["check", SMALL, "--adapter", "npref.oracle:self", "--cases", "hand/bp", "nope*"], "matches 'nope*'"),
+    (["check", SMALL, "--adapter", "test_oracle:listed_dL", "--cases", "hand/np"], "returned 'dL/0'; dL is one array"),
+    (["check", SMALL, "--adapter", "test_oracle:one_dW", "--cases", "hand/np"], "returned 'dW'; dW is a list of 2 arrays, one a layer"),
+    (["check", SMALL, "--adapter", "test_oracle:int_keys", "--cases", "hand/np"], "returned 0; expected x_star"),
+    (["check", SMALL, "--adapter", "test_oracle:leaving", "--cases", "hand/np"], "the adapter raised SystemExit: 0"),
     (["check", SMALL, "--adapter", "npref.oracle:self", "--convention", "keras"], "invalid choice: 'keras'"),
     (["check", "nowhere.h5", "--adapter", "npref.oracle:self"], "no file nowhere.h5"),
     (["check", __file__, "--adapter", "npref.oracle:self"], "got another kind of file"),
     (["list", __file__], "got another kind of file"),
     (["show", SMALL, "nope"], "no case in"),
     (["write", "no/such/folder/a.h5"], "no folder"),
-    (["write", "a.h5", "--cases", "nope"], "no case matches"),
+    (["write", "a.h5", "--cases", "nope"], "no case built in matches"),
     (["write", __file__], "is not a file of golden vectors"),
     (["frobnicate"], "invalid choice"),
     ([], "required"),

@@ -39,9 +39,14 @@ def parse(arguments):
 
 
 def main(arguments=None):
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Greek letters shows their numbers
     args = parse(arguments)
     try:
         return {"write": run_write, "check": run_check, "list": run_list, "show": run_show}[args.command](args)
+    except KeyboardInterrupt:
+        return 128 + 2
     except BrokenPipeError:  # whoever read our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
@@ -73,7 +78,8 @@ def run_check(args):
                 print(f"    hint: {r.hint}")
     print(f"{count['ok']} ok, {count['WRONG']} wrong, {count['skipped']} skipped, by the convention {args.convention!r}")
     if not count["ok"] + count["WRONG"]:
-        raise CannotRun("every case was skipped, so nothing was checked: choose other --cases or another --convention")
+        raise CannotRun("every case was skipped, so nothing was checked: choose other --cases or another --convention; "
+                        "an adapter that returns None, as one without a return does, supports nothing")
     return 1 if count["WRONG"] else 0
 
 

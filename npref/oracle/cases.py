@@ -14,7 +14,7 @@ from ..rules import METHODS, split_method
 LINEAR = dict(activation="identity")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """What an adapter is given: one mini-batch, a network, and a rule. All arrays are NumPy arrays of `dtype`.
 
@@ -24,6 +24,8 @@ class Case:
     the clean one (v2 §3.4), per layer (B, *shape), or None. Every input is a float32 number, so both dtypes see the same.
 
     layers are npref's Dense and Conv: activation and slope, bias, and for Conv channels, kernel, stride, padding.
+    method: bp, np, inp, anp, or with a d before it; rule is the method without its d, decorrelate whether it has one. sigma2: the σ²
+    that NP divides by. anp_norm: network, ‖δa‖² of Eq. 6, or layer, ‖δa_l‖² in its place.
     loss: cce, mse or mse-mean. alpha: the rate of R. optimizer (adam: β 0.9, 0.999, ε 1e-7; adam-eps-hat; sgd) with lr for W and b.
     """
 
@@ -95,6 +97,7 @@ def _networks(bias, **hidden):
         "dense4": ((4,), (d(4), d(3), d(4), out), "four dense layers"),
         "conv-stride": ((2, 5, 4), (c(2, (3, 2), (2, 1)), out), "a convolution with stride (2, 1), then the dense output layer"),
         "conv-padding": ((1, 3, 4), (c(2, (2, 3), 1, (1, 0)), out), "a convolution with padding (1, 0), then the dense output layer"),
+        "conv-conv": ((1, 5, 4), (c(2, 2), c(2, (2, 1), 1, (1, 0)), out), "two overlapping convolutions, then the dense output layer"),
         "conv-dense": ((2, 4, 4), (c(2, 2, 2), d(4), out), "a convolution, a dense layer, the dense output layer"),
     }
 
@@ -111,11 +114,13 @@ def case_list():
         out.append((Case(name, text, method, shape, layers, **options), B, K, kind))
 
     for method in METHODS:
-        for arch in _networks(False):
+        for arch in ("dense1", "dense2", "dense4", "conv-stride", "conv-padding", "conv-dense"):
             for bias in (False, True):
                 for K in (1, 3) if "bp" not in method else (1,):
                     k = f"-k{K}" if "bp" not in method else ""
                     add(f"{method}/{arch}{'-bias' * bias}{k}", method, arch, bias, K)
+    for method in ("bp", "dbp", "dinp", "danp"):
+        add(f"{method}/conv-conv-bias", method, "conv-conv", True, alpha=0.015625)
     for method in ("bp", "np", "dinp", "danp"):
         for loss in ("mse", "mse-mean"):
             add(f"{method}/{loss}", method, "dense2", True, loss=loss, why=f"squared error ({loss})")

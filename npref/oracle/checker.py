@@ -46,11 +46,12 @@ def load_adapter(name):
     if not module or not attribute:
         raise CannotRun(f"an adapter is named module:object, such as npref.oracle:self, got {name!r}")
     try:
-        adapter = getattr(importlib.import_module(module), attribute)
-    except AttributeError:
-        raise CannotRun(f"module {module} has no {attribute}") from None
-    except Exception as error:  # whatever somebody's module raises
-        raise CannotRun(f"cannot import {module}: {_where(error)}") from error
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever somebody's module raises
+        raise CannotRun(f"cannot import {module} (a module's name, without .py): {_where(error)}") from error
+    if not hasattr(found, attribute):
+        raise CannotRun(f"module {module} has no {attribute}")
+    adapter = getattr(found, attribute)
     if not callable(adapter):
         raise CannotRun(f"{name} must be a function of a case, got {type(adapter).__name__}")
     return adapter
@@ -115,7 +116,7 @@ def compare(case, convention, outputs, adapter, rerun=True):
         if out.shape != value.shape:
             return replace(result, worst=np.inf, worst_at=name, wrong=name, details=f"shape {out.shape}, expected {value.shape}",
                            hint=hint(case, convention, name, out, value, tolerance, rerun))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             error = np.where(out == value, 0, abs(out - value) / tolerance)
         error = np.where(np.isnan(error), np.inf, error)
         at = np.unravel_index(np.argmax(error), error.shape)
@@ -131,8 +132,8 @@ def compare(case, convention, outputs, adapter, rerun=True):
 
 def _call(adapter, case):
     try:
-        return adapter(case)
-    except Exception as error:
+        return adapter(case.cast(case.dtype))  # a copy: it may change the arrays in place
+    except (Exception, SystemExit) as error:
         raise CannotRun(f"{case.name} in {case.dtype}: the adapter raised {_where(error)}") from error
 
 
@@ -142,9 +143,12 @@ def _arrays(case, found, outputs):
                         f"got {type(found).__name__}")
     arrays = {}
     for name, a in flat(found).items():
-        kind, layer = _kind_and_layer(name)
-        if kind not in QUANTITIES or layer >= len(case.layers):
+        kind = _kind(str(name))
+        if kind not in QUANTITIES:
             raise CannotRun(f"{case.name}: the adapter returned {name!r}; expected {', '.join(_kinds(outputs))}")
+        if kind in _kinds(outputs) and name not in outputs:
+            form = f"a list of {len(case.layers)} arrays, one a layer" if kind not in outputs else "one array"
+            raise CannotRun(f"{case.name}: the adapter returned {name!r}; {kind} is {form}")
         try:
             arrays[name] = to_numpy(a)
         except Exception as error:
@@ -152,14 +156,14 @@ def _arrays(case, found, outputs):
     return arrays
 
 
-def _kind_and_layer(name):
-    """"after_1/W/0" -> ("after_1/W", 0), and layer 0 for what has none."""
+def _kind(name):
+    """"after_1/W/0" -> "after_1/W"; "loss" -> "loss"."""
     kind, _, layer = name.rpartition("/")
-    return (kind, int(layer)) if layer.isdigit() else (name, 0)
+    return kind if layer.isdecimal() else name
 
 
 def _kinds(outputs):
-    return list(dict.fromkeys(_kind_and_layer(name)[0] for name in outputs))
+    return list(dict.fromkeys(map(_kind, outputs)))
 
 
 def to_numpy(a):
@@ -178,6 +182,6 @@ def to_numpy(a):
 
 def _where(error):
     """An exception in one line, with the last place in the code it came from."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -27,6 +27,7 @@ class Convention:
     mse_mean: bool = False  # squared errors are averaged over the outputs
     eps_hat: bool = False  # Adam's ε is added before bias correction
     beta2: float = 0.999
+    adam_eps: float = 1e-7
     rules: tuple = ("bp", "np", "inp", "anp")  # what that code has
     conv: bool = True
     samples: bool = True  # whether it has K > 1
@@ -72,5 +73,6 @@ VARIANTS = (
     (dict(scaled_decorrelation=True), "R rescaled, or its moment's diagonal kept: the rule is (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R"),
     (dict(mse_mean=True), "squared errors averaged over the outputs: mse is their sum"),
     (dict(eps_hat=True), "Adam's ε added before bias correction (ε-hat form, as Keras)"),
+    (dict(adam_eps=1e-8), "Adam with ε = 1e-8: it is 1e-7"),
     (dict(beta2=0.9999), "Adam with β₂ = 0.9999: it is 0.999"),
 )

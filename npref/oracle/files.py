@@ -4,7 +4,8 @@
 /CASE               attributes: settings (JSON: `Case.settings`), quantities (JSON, in the order of the computation)
 /CASE/inputs/...    x, t, W, b, R, eps, baseline, one data set a layer where there are layers
 /CASE/outputs/...   the reference values; attribute `scale`: an array, |out - ref| <= TOLERANCE · eps · scale
-Every data set is float64, with an attribute sha256 of its little-endian bytes in C order.
+Every data set is float64, with an attribute sha256 of its little-endian bytes in C order, an output's scale after them; a case's
+own sha256 is of settings, quantities and the names of its inputs.
 """
 
 import hashlib
@@ -36,9 +37,8 @@ def write(path, cases="*", progress=None):
 
     Raises ValueError where no case matches, and FileExistsError where `path` is something else than golden vectors.
     """
-    path, specs = Path(path), [spec for spec in case_list() if _matches(spec[0].name, cases)]
-    if not specs:
-        raise ValueError(f"no case matches {cases!r}: python -m npref.oracle list shows the names")
+    path, all_specs = Path(path), {spec[0].name: spec for spec in case_list()}
+    specs = [all_specs[name] for name in _selected(all_specs, cases, "built in")]
     if path.exists() and not _is_ours(path):
         raise FileExistsError(f"{path} exists and is not a file of golden vectors: choose another name")
     if not path.parent.is_dir():
@@ -72,22 +72,19 @@ def _computed(spec):
 
 
 def _write_case(group, case, values):
+    inputs = flat({name: getattr(case, name) for name in ARRAYS})
     group.attrs.update(settings=json.dumps(case.settings(), ensure_ascii=False), quantities=json.dumps(list(values)))
-    for name, a in flat({name: getattr(case, name) for name in ARRAYS}).items():
-        _write_array(group, f"inputs/{name}", a)
+    group.attrs["sha256"] = _digest(group.attrs["settings"].encode(), group.attrs["quantities"].encode(), "".join(sorted(inputs)).encode())
+    for name, a in inputs.items():
+        a = np.ascontiguousarray(a, dtype="<f8")
+        group.create_dataset(f"inputs/{name}", data=a).attrs["sha256"] = _digest(a.tobytes())
     for name, (value, scale) in values.items():
-        _write_array(group, f"outputs/{name}", value).attrs["scale"] = scale
+        value, scale = (np.ascontiguousarray(a, dtype="<f8") for a in (value, scale))
+        group.create_dataset(f"outputs/{name}", data=value).attrs.update(scale=scale, sha256=_digest(value.tobytes(), scale.tobytes()))
 
 
-def _write_array(group, name, a):
-    a = np.ascontiguousarray(a, dtype="<f8")
-    data = group.create_dataset(name, data=a)
-    data.attrs["sha256"] = _digest(a)
-    return data
-
-
-def _digest(a):
-    return hashlib.sha256(a.tobytes()).hexdigest()
+def _digest(*parts):
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def read(path, cases="*"):
@@ -96,10 +93,7 @@ def read(path, cases="*"):
     Raises ValueError for a file of another kind or version, a damaged one, and where no case matches.
     """
     with _opened(path) as file:
-        names = [name for name in json.loads(file.attrs["cases"]) if _matches(name, cases)]
-        if not names:
-            raise ValueError(f"no case in {path} matches {cases!r}: python -m npref.oracle list {path} shows the names")
-        for name in names:
+        for name in _selected(json.loads(file.attrs["cases"]), cases, f"in {path}"):
             try:
                 yield _read_case(file[name])
             except (KeyError, OSError) as error:
@@ -118,8 +112,13 @@ def _opened(path):
         yield file
 
 
-def _matches(name, globs):
-    return any(fnmatchcase(name, glob) for glob in ([globs] if isinstance(globs, str) else globs))
+def _selected(names, globs, where):
+    """The names that match a glob, in their own order. Raises ValueError for a glob that matches none."""
+    globs = [globs] if isinstance(globs, str) else globs
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ValueError(f"no case {where} matches {glob!r}: python -m npref.oracle list shows the names")
+    return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
 
 
 def _read_case(group):
@@ -133,13 +132,16 @@ def _read_case(group):
             arrays[name] = _read_array(node)
         else:
             arrays[name] = tuple(_read_array(node[str(l)]) if str(l) in node else None for l in range(len(settings["layers"])))
-    outputs = {name: (_read_array(group["outputs"][name]), group["outputs"][name].attrs["scale"]) for name in order}
+    given = "".join(sorted(flat(arrays))).encode()
+    if _digest(group.attrs["settings"].encode(), group.attrs["quantities"].encode(), given) != group.attrs["sha256"]:
+        raise KeyError("its settings or the names of its inputs do not have their sha256")
+    outputs = {name: (_read_array(group["outputs"][name], scale := group["outputs"][name].attrs["scale"]), scale) for name in order}
     return from_settings(settings, arrays), outputs
 
 
-def _read_array(data):
+def _read_array(data, *scale):
     a = data[()]
-    if _digest(a) != data.attrs["sha256"]:
+    if _digest(a.tobytes(), *(np.asarray(s).tobytes() for s in scale)) != data.attrs["sha256"]:
         raise KeyError(f"{data.name} does not have its sha256")
     return a
 

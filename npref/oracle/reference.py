@@ -15,7 +15,7 @@ from .tracked import Tracked, stack
 
 PAPER = CONVENTIONS["paper"]
 STEPS = (1, 10)  # parameters and optimiser state are kept after so many steps
-ADAM = dict(beta1=0.9, eps=1e-7)
+BETA1 = 0.9
 KINK_MARGIN = 64 * np.finfo(np.float32).eps
 
 
@@ -226,14 +226,15 @@ def _optimiser_step(case, c, p, d, state, step):
     """Kingma & Ba (2015), Algorithm 1, or its ε-hat form; or plain descent."""
     if case.optimizer == "sgd":
         return p - case.lr * d
-    beta1, beta2 = ADAM["beta1"], c.beta2
+    beta1, beta2 = BETA1, c.beta2
+    correction1, correction2 = (1 - p.constant(beta) ** step for beta in (beta1, beta2))  # β in the dtype has a rounding error, too
     state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * d
     state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * (d * d)
     if case.optimizer == "adam-eps-hat":
-        rate = case.lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-        return p - rate * state["m"] / (state["v"] ** 0.5 + ADAM["eps"])
-    m_hat, v_hat = state["m"] / (1 - beta1**step), state["v"] / (1 - beta2**step)
-    return p - case.lr * m_hat / (v_hat**0.5 + ADAM["eps"])
+        rate = case.lr * correction2**0.5 / correction1
+        return p - rate * state["m"] / (state["v"] ** 0.5 + c.adam_eps)
+    m_hat, v_hat = state["m"] / correction1, state["v"] / correction2
+    return p - case.lr * m_hat / (v_hat**0.5 + c.adam_eps)
 
 
 def _after(prefix, case, W, b, R, moments):

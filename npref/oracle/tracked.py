@@ -94,6 +94,10 @@ class Tracked:
         axes = tuple(range(1, self.v.ndim))
         return self._rounded(self.v.sum(axes), abs(self.v).sum(axes))
 
+    def constant(self, value):
+        """A number that rounds like this array's."""
+        return Tracked(np.array([value]), self.rng)._rounded(np.array([value]))
+
     def apply(self, f):
         """An elementwise function."""
         return self._rounded(f(self.v))
