@@ -17,9 +17,15 @@ None or a missing entry is not checked.
     dL          like noisy_loss                noisy - clean
     da          list (K, B, *shape)            anp only: ã - a
     dW, db      list, like W and b             the update to be subtracted: mean over samples and noise samples, sum over positions
-    dR          list (n_in, n_in)              (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R; R ← R - alpha dR
-    after_1/W, /b, /R, /m_W, /v_W, /m_b, /v_b  lists: parameters and Adam's moments after one step, of weights, biases and R
+    dR          list (n_in, n_in)              (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, ⟨·⟩ a mean over samples and positions; R ← R - alpha dR
+    after_1/W, /b, /R, /m_W, /v_W, /m_b, /v_b  lists: parameters after one step, and Adam's moments of W and b (R has none)
     after_10/W, ...                            and after ten, every one on the same x, t, eps (and baseline), with the new parameters
+
+The rules are README's; npref/equations.py has a function for each. N_l counts channels times positions, and every layer's noise
+is added, the output layer's too. With case.anp_norm "layer" ‖δa_l‖² stands in for ‖δa‖², and N is still the network's. g is not
+divided by B; dW of bp is its mean. Updates of W, b and R all use what was there before the step. cce is of the outputs' softmax;
+mse sums over outputs, mse-mean averages. step is 1 for a > 0, else 0; sign is 1, else -1. adam-eps-hat: W - lr √(1 - β₂ᵗ) / (1 - β₁ᵗ) m /
+(√v + ε). An entry for no bias or no R is None or left out; a quantity that the case does not have is ignored.
 
 With a noisy baseline (case.baseline) that pass is the clean pass in all of the above. `npref/oracle/adapter.py` is an adapter of 80
 lines; examples/adapters/ has them for PyTorch and JAX.

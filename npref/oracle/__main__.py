@@ -57,7 +57,7 @@ def main(arguments=None):
 
 def run_write(args):
     bar = (lambda done, of: print(f"\r{done}/{of}", end="\n" * (done == of), file=sys.stderr)) if sys.stderr.isatty() else None
-    print(f"{write(args.vectors, args.cases, bar)} cases written to {args.vectors}")
+    print(f"{write(args.vectors, args.cases, bar, os.cpu_count() or 1)} cases written to {args.vectors}")
     return 0
 
 

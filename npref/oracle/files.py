@@ -10,9 +10,8 @@ own sha256 is of settings, quantities and the names of its inputs.
 
 import hashlib
 import json
-import os
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
@@ -30,10 +29,10 @@ FORMAT, VERSION = "npref oracle", 1
 TRIES = 100
 
 
-def write(path, cases="*", progress=None):
+def write(path, cases="*", progress=None, processes=1):
     """Compute the built-in cases whose names match a glob, or one of several, and write them. Returns their number.
 
-    The same bytes every time.
+    The same bytes every time, for one revision of npref. processes > 1 forks, which is not for a program that runs JAX.
 
     Raises ValueError where no case matches, and FileExistsError where `path` is something else than golden vectors.
     """
@@ -47,8 +46,9 @@ def write(path, cases="*", progress=None):
         file.attrs.update(format=FORMAT, version=VERSION, npref=__version__, revision=source_revision(),
                           conventions=json.dumps({name: c.text for name, c in CONVENTIONS.items()}),
                           cases=json.dumps([spec[0].name for spec in specs]))
-        with ProcessPoolExecutor(min(os.cpu_count() or 1, len(specs))) as pool:
-            for done, (case, values) in enumerate(pool.map(_computed, specs, chunksize=4), 1):
+        with ProcessPoolExecutor(processes) if processes > 1 else nullcontext() as pool:
+            computed = map(_computed, specs) if pool is None else pool.map(_computed, specs, chunksize=4)
+            for done, (case, values) in enumerate(computed, 1):
                 _write_case(file.create_group(case.name), case, values)
                 if progress is not None:
                     progress(done, len(specs))
