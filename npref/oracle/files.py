@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from glob import escape
+from multiprocessing import get_context
 from pathlib import Path
 
 import h5py
@@ -32,7 +33,7 @@ TRIES = 100
 def write(path, cases="*", progress=None, processes=1):
     """Compute the built-in cases whose names match a glob, or one of several, and write them. Returns their number.
 
-    The same bytes every time, for one revision of npref. processes > 1 forks, which is not for a program that runs JAX.
+    The same bytes every time, for one revision of npref. A script that asks for processes > 1 must be importable (a __main__ guard).
 
     Raises ValueError where no case matches, and FileExistsError where `path` is something else than golden vectors.
     """
@@ -46,7 +47,7 @@ def write(path, cases="*", progress=None, processes=1):
         file.attrs.update(format=FORMAT, version=VERSION, npref=__version__, revision=source_revision(),
                           conventions=json.dumps({name: c.text for name, c in CONVENTIONS.items()}),
                           cases=json.dumps([spec[0].name for spec in specs]))
-        with ProcessPoolExecutor(processes) if processes > 1 else nullcontext() as pool:
+        with ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else nullcontext() as pool:
             computed = map(_computed, specs) if pool is None else pool.map(_computed, specs, chunksize=4)
             for done, (case, values) in enumerate(computed, 1):
                 _write_case(file.create_group(case.name), case, values)
