@@ -1,5 +1,7 @@
 """The golden vectors, and the checker: it passes what is right, and names what is wrong and why."""
 
+import fractions
+import importlib
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -15,8 +17,8 @@ from npref.oracle import checker as checking
 from npref.oracle.__main__ import main
 from npref.oracle.conventions import CONVENTIONS
 from npref.oracle.files import case_list, case_names, flat, one_case, read, write
-from npref.oracle.hints import hint
-from npref.oracle.reference import Kink
+from npref.oracle.hints import _agree, hint, shape_hint
+from npref.oracle.reference import Kink, reference
 
 SMALL = Path(__file__).resolve().parents[1] / "data/oracle/small.h5"
 BUILT_IN = {case.name for case, *_ in case_list()}
@@ -198,8 +200,10 @@ WRONG = {  # what is wrong: (adapter, case, the first wrong quantity, words of t
     "noisy presynaptic activity": (noisy_x_star, "anp/dense2-bias-k3", "dW/1", "noisy presynaptic activity"),
     "transposed": (changed(lambda c, o: {"dW": [o["dW"][0].T, None]}), "bp/dense4-bias", "dW/0", "transposed"),
     "transposed shape": (changed(lambda c, o: {"dW": [d.T for d in o["dW"]]}), "bp/dense2-bias", "dW/0", "transposed"),
-    "kernel flipped": (changed(lambda c, o: {"dW": [d[..., ::-1, ::-1] for d in o["dW"]]}), "dbp/conv-dense-bias", "dW/0", "flipped"),
-    "taps exchanged": (changed(lambda c, o: {"dW": [o["dW"][0].swapaxes(2, 3), None]}), "dbp/conv-dense-bias", "dW/0", "taps exchanged"),
+    "kernel flipped": (changed(lambda c, o: {"dW": [d[..., ::-1, ::-1] for d in o["dW"]]}), "dbp/conv-dense-bias", "dW/0",
+                       "kernels flipped: a convolution here is a cross-correlation"),
+    "taps exchanged": (changed(lambda c, o: {"dW": [o["dW"][0].swapaxes(2, 3), None]}), "dbp/conv-dense-bias", "dW/0",
+                       "vertical and horizontal taps exchanged"),
     "R transposed": (given(R=lambda c: tuple(r.T for r in c.R)), "danp/dense2-bias-k3", "x_star/0", "Rᵀ in place of R"),
     "R ignored": (changed(lambda c, o: {"x_star": [c.x, None]}), "dbp/dense2-bias", "x_star/0", ""),
     "R ignored on the way back": (lambda c: other_rule(c, "matrix", lambda W: W.reshape(len(W), -1) * 0.9), "dbp/dense2-bias", "dW/0", ""),
@@ -224,7 +228,7 @@ def test_wrong_implementations_are_caught_and_the_first_wrong_quantity_named(kin
     adapter, name, first, words = WRONG[kind]
     result = judged(name, adapter)
     assert result.wrong == first, result
-    assert words in result.hint, result
+    assert words in result.hint and (result.hint == words or "transposed" not in words), result
     assert result.details and result.worst > 1
 
 
@@ -239,6 +243,48 @@ def test_an_error_of_a_few_tolerances_is_seen_and_one_within_it_is_not():
         result = judged("np/dense2-bias-k3", adapter)
         assert result.wrong == verdict
         assert not verdict or result.details.startswith("[1, 2] is ")
+
+
+def compared(*arrays):
+    """The `Result` of (out, value, scale) for a/0, a/1, ... in float64."""
+    case, outputs = golden("bp/dense4-bias")[0], {}
+    for l, (_, value, scale) in enumerate(arrays):
+        outputs[f"a/{l}"] = (np.array(value, dtype=float), np.array(scale, dtype=float))
+    found = {"a": [np.array(out, dtype=float) for out, _, _ in arrays]}
+    return oracle.compare(case, CONVENTIONS["paper"], outputs, lambda case: found, rerun=False)
+
+
+def test_errors_are_counted_in_tolerances():
+    """A tolerance is 8 eps·scale: an error of one is within it, and where nothing rounds nothing may differ."""
+    tolerance = 8 * 2.0**-52
+    exact = compared(([1, 0], [1, 0], [1, 0]))
+    assert (exact.worst, exact.worst_at, exact.wrong) == (0, "", "")
+    at_it = compared(([1 + tolerance], [1], [1]))
+    assert (at_it.worst, at_it.worst_at, at_it.wrong, at_it.checked) == (1, "a/0", "", 1)
+    equal = compared(([1 + tolerance / 2], [1], [1]), ([1, 1 - tolerance / 2], [1, 1], [1, 1]))
+    assert (equal.worst, equal.worst_at, equal.checked) == (0.5, "a/0", 2)
+    beyond = compared(([1, 1 + tolerance, 1 + 1.5 * tolerance, 1 + 3 * tolerance, 1 - 2 * tolerance], [1] * 5, [1] * 5), ([2], [1], [1]))
+    assert (beyond.worst, beyond.worst_at, beyond.wrong) == (3, "a/0", "a/0")
+    assert beyond.details == "[3] is 1, expected 1; 3 of 5 numbers are wrong"
+    inexact = compared(([1, 2**-60], [1, 0], [1, 0]))
+    assert (inexact.worst, inexact.wrong, inexact.details) == (np.inf, "a/0", f"[1] is {2**-60:.9g}, expected 0; 1 of 2 numbers are wrong")
+    shape = compared(([1, 2], [[1, 2]], [[1, 1]]))
+    assert (shape.worst, shape.worst_at, shape.wrong, shape.details) == (np.inf, "a/0", "a/0", "shape (2,), expected (1, 2)")
+    lost = compared(([np.nan, np.inf, 1], [1, 1, 1], [1, 1, 1]))
+    assert (lost.worst, lost.wrong, lost.hint) == (np.inf, "a/0", "not finite")
+
+
+@pytest.mark.parametrize("dtype", checking.DTYPES)
+def test_an_adapter_is_given_a_copy_in_the_dtype_that_is_asked_for(dtype):
+    case = golden("danp/sgd")[0].cast(dtype)
+
+    def adapter(given):
+        assert given.dtype == dtype and {str(a.dtype) for a in (given.x, given.t, *given.W, *given.R, *given.eps)} == {dtype}
+        given.x[:] = 0
+        return {"loss": np.zeros(len(given.x))}
+
+    oracle.compare(case, CONVENTIONS["paper"], golden("danp/sgd")[1], adapter)
+    assert case.x.any()
 
 
 @pytest.mark.parametrize("rule, quantity, factor, words", [
@@ -278,13 +324,112 @@ def test_hints_say_nothing_of_what_they_do_not_know():
     value, scale = outputs["dW/0"]
     paper = CONVENTIONS["paper"]
     assert hint(case, paper, "dW/0", value + np.arange(20).reshape(5, 4), value, 1e-14 * scale) == ""
-    assert hint(case, paper, "dW/0", value[:2], value, 1e-14 * scale) == ""
+    assert shape_hint(value[:2], value, 1e-14 * scale) == shape_hint(2 * value.T, value, 1e-14 * scale) == ""
+    assert shape_hint(value.T, value, 1e-14 * scale) == "transposed"
     assert hint(case, paper, "dW/0", 2 * value + 1, value, 1e-14 * scale, rerun=False) == ""
     assert hint(case, paper, "dW/0", 0 * value + 1, 0 * value, 1e-14 * scale, rerun=False) == ""
     assert hint(case, paper, "loss", np.array([2.7]), np.array([1.0]), np.array([1e-14]), rerun=False) == ""  # any number has a factor
     one = golden("bp/conv-stride-bias")[0]
     positions = hint(one, paper, "dW/0", np.ones(3) / 6, np.ones(3), np.full(3, 1e-14), rerun=False)
     assert positions == "averaged over a convolution's positions: their sum is expected"
+
+
+@pytest.mark.parametrize("name, loss, quantity, factor, words", [
+    ("danp/mse", "mse", "loss", 1 / 3, "averaged over the outputs: mse is their sum"),
+    ("danp/mse", "mse", "noisy_loss", 1 / 3, "averaged over the outputs: mse is their sum"),
+    ("danp/mse", "mse", "dL", -1 / 3, "the sign, and averaged over the outputs: mse is their sum"),
+    ("danp/mse", "mse", "dL", -1, "the sign"),
+    ("danp/mse", "mse-mean", "loss", 3, "summed over the outputs: mse-mean is their mean"),
+    ("danp/mse", "mse-mean", "dL", 3, "summed over the outputs: mse-mean is their mean"),
+    ("danp/mse", "mse", "a/1", 1 / 3, "off by the constant factor 0.333333"),
+    ("bp/dense2-bias", "cce", "dW/1", 2, "a factor 2"),
+    ("bp/dense2-bias", "cce", "a/0", 1 / 3, "off by the constant factor 0.333333"),
+    ("inp/dense2-bias-k3", "cce", "dW/1", 3,
+     "summed over the K noise samples: their mean is expected or N_l, the units of the layer, once too often"),
+    ("anp/dense2-bias-k3", "cce", "dW/0", (1 + 4e-4) / 8, "off by the constant factor 0.12505"),
+    ("anp/dense2-bias-k3", "cce", "dW/0", -(1 + 4e-4) / 8, "off by the constant factor -0.12505"),
+    ("anp/dense2-bias-k3", "cce", "dW/0", 8 * (1 - 5e-5), "N, the units of the network, once too often"),
+    ("anp/dense2-bias-k3", "cce", "dW/0", -8 * (1 - 5e-5), "the sign, and N, the units of the network, once too often"),
+])
+def test_hints_of_factors_are_these_words_and_no_others(name, loss, quantity, factor, words):
+    case, outputs = golden(name)
+    value, scale = outputs[quantity]
+    case = replace(case, loss=loss)
+    assert hint(case, CONVENTIONS["paper"], quantity, factor * value, value, 1e-14 * scale, rerun=False) == words
+
+
+def test_a_factor_is_one_only_where_every_number_has_it():
+    case, paper = golden("bp/dense2-bias")[0], CONVENTIONS["paper"]
+
+    def said(out, value, tolerance=1e-3):
+        value = np.array(value, dtype=float)
+        return hint(case, paper, "a/0", np.array(out, dtype=float), value, np.full(value.shape, tolerance), rerun=False)
+
+    assert said([0, 30, 60], [0, 10, 20]) == "off by the constant factor 3"  # whatever stands first
+    assert said([30, 60], [10, 20]) == "off by the constant factor 3"
+    assert said([30.003, 60], [10, 20]) == "off by the constant factor 3"  # within 4 tolerances, three times as wide
+    assert said([30.013, 60], [10, 20]) == ""
+    assert said([5.003, 10], [10, 20]) == "a factor 1/2"  # a small factor makes no tolerance smaller, or larger
+    assert said([5.006, 10], [10, 20]) == ""
+    assert said([10.003, 20.003], [10, 20]) == ""  # the numbers themselves, all but
+    assert said([np.inf, np.inf], [10, 20]) == ""
+    single = golden("hand/bp")[0]  # one layer, of one unit: its mean is its sum
+    said = hint(single, paper, "loss", np.array([5.0, 10]), np.array([2.0, 4]), np.full(2, 1e-14), rerun=False)
+    assert said == "off by the constant factor 2.5"
+
+
+PAPERS = "this is the paper's number, not this convention's"
+
+
+def test_hints_tell_the_papers_number_under_another_convention(monkeypatch):
+    case, _ = golden("danp/sgd")
+    for name in ("mtj", "danp_open_source"):
+        c = CONVENTIONS[name]
+        for quantity, (value, scale) in checking.expected(case, c).items():
+            out, tolerance = reference(case)[quantity].value, 1e-13 * scale
+            if out.shape == value.shape and not np.all(abs(out - value) <= 4 * tolerance) and quantity != "loss":
+                assert hint(case, c, quantity, out, value, tolerance) == PAPERS
+                assert hint(case, c, quantity, out, value, tolerance, rerun=False) != PAPERS
+            assert PAPERS not in hint(case, c, quantity, 7 * value + 1, value, tolerance)  # (n_in, n_out) against the paper's (n_out, n_in)
+    value, scale = reference(case)["dW/0"].value, reference(case)["dW/0"].scale
+    assert hint(case, CONVENTIONS["paper"], "dW/0", value + 3e-13 * scale, value, 1e-13 * scale) == ""
+
+    def kink(*_):
+        raise Kink
+    monkeypatch.setattr("npref.oracle.hints.reference", kink)
+    assert hint(case, CONVENTIONS["mtj"], "dW/0", 7 * value, value, 1e-13 * scale) == "off by the constant factor 7"
+
+
+def test_agreement_is_within_four_tolerances():
+    assert _agree(np.array([4.0, -4]), np.zeros(2), 1.0) and not _agree(np.array([0, 4.5]), np.zeros(2), 1.0)
+
+
+def test_hints_of_variants_hold_under_a_convention_and_after_any_step():
+    """What the convention does anyway is passed over, and what comes after it is still tried; ten steps are computed where ten count."""
+    case, _ = golden("danp/small-noise")
+    for name in ("paper", "danp_open_source"):
+        c = CONVENTIONS[name]
+        expected, other, keras = checking.expected(case, c), reference(case, replace(c, root_n=True)), replace(c, beta2=0.9999)
+        for quantity, out, words in (("dW/0", other, "√N in place of N (of INP: √N_l of N_l)"),
+                                     ("after_1/v_W/0", reference(case, keras), "Adam with β₂ = 0.9999: it is 0.999"),
+                                     ("after_10/v_W/1", reference(case, keras), "Adam with β₂ = 0.9999: it is 0.999")):
+            value, scale = expected[quantity]
+            assert hint(case, c, quantity, out[quantity].value, value, 1e-14 * scale) == words
+            assert hint(case, c, quantity, out[quantity].value, value, 1e-14 * scale, rerun=False) != words
+
+
+@pytest.mark.parametrize("dtype, bits", [("float64", 29), ("float32", 13)])
+def test_the_range_of_errors_that_reduced_precision_explains(dtype, bits):
+    """From 2^-6 tolerances of that precision, which smaller errors than its own would be, to one."""
+    case = golden("np/dense2-bias-k3")[0].cast(dtype)
+
+    def said(error, tolerance=(1.0, 1.0)):
+        out = np.array(error) * 2.0**bits
+        return hint(case, CONVENTIONS["paper"], "a/0", out, np.zeros(2), np.array(tolerance), rerun=False) != ""
+
+    assert said([0, 1]) and said([0, -1]) and said([0, 2.0**-5.5]) and said([2.0**-5.9, 0])
+    assert not said([0, 2.0**-6]) and not said([0, 2.0**-6.5])
+    assert not said([1, 1], (1.0, 0.0)) and said([1, 0], (1.0, 0.0))  # a number without rounding must be exact
 
 
 @pytest.mark.parametrize("dtype, bits, words", [
@@ -479,6 +624,20 @@ def test_cases_outside_a_convention_are_skipped_with_the_reason_and_the_others_a
     assert [r.dtype for r in results] == list(checking.DTYPES) * (len(results) // 2)
 
 
+def test_more_than_one_noise_sample_is_outside_some_conventions():
+    case = golden("anp/dense2-bias-k3")[0]
+    for K, words in ((1, ""), (2, "this convention has one noise sample")):
+        assert checking._outside(replace(case, eps=tuple(e[:K] for e in case.eps)), CONVENTIONS["mtj"]) == words
+
+
+def test_the_papers_numbers_are_the_files_own(monkeypatch):
+    """Only another convention's are computed anew; and all cases are meant unless some are named."""
+    monkeypatch.setattr(checking, "expected", None)
+    results = list(oracle.check(SMALL, lambda case: {"a": [case.x @ case.W[0].T + case.b[0]]} if case.name == "bp/dense2-bias" else None))
+    assert [(r.name, r.dtype) for r in results] == [(name, dtype) for name in NAMES for dtype in checking.DTYPES]
+    assert [r.checked for r in results if not r.skipped] == [1, 1] and not any(r.wrong for r in results)
+
+
 def test_an_unknown_convention_is_refused():
     with pytest.raises(oracle.CannotRun, match="unknown convention 'keras': expected one of paper, danp_open_source, decorbp, mtj, "):
         next(oracle.check(SMALL, oracle.self, "keras"))
@@ -507,6 +666,19 @@ def broken_deep_within(case):
 
 
 BROKEN = broken_deep_within.__code__.co_firstlineno + 1
+
+
+def broken_elsewhere(case):
+    return fractions.Fraction("one half")
+
+
+def test_an_error_is_told_with_the_last_place_that_is_not_pythons_machinery():
+    with pytest.raises(oracle.CannotRun) as raised:
+        oracle.compare(*golden("hand/bp")[:1], CONVENTIONS["paper"], golden("hand/bp")[1], broken_elsewhere)
+    assert f"Invalid literal for Fraction: 'one half' ({fractions.__file__}:" in str(raised.value)
+    with pytest.raises(oracle.CannotRun) as raised:
+        checking.load_adapter("no_such_module:f")
+    assert "<frozen" not in str(raised.value) and importlib.__file__ in str(raised.value)
 
 
 def test_an_error_without_a_place_is_told_without_one():
@@ -571,6 +743,7 @@ def test_check_prints_a_table_and_tells_by_its_exit_code(capsys):
     (["check", SMALL, "--adapter", "npref"], "named module:object, such as npref.oracle:self, got 'npref'"),
     (["check", SMALL, "--adapter", "npref.oracle:"], "named module:object"),
     (["check", SMALL, "--adapter", ":self"], "named module:object"),
+    (["check", SMALL, "--adapter", "npref.oracle:self:twice"], "module npref.oracle has no self:twice"),
     (["check", SMALL, "--adapter", "no_such_module:f"], "cannot import no_such_module"),
     (["check", SMALL, "--adapter", "npref.oracle:nothing"], "has no nothing"),
     (["check", SMALL, "--adapter", "npref.oracle:TOLERANCE"], "npref.oracle:TOLERANCE must be a function of a case, got int"),
@@ -638,6 +811,22 @@ def test_write_prints_its_count(capsys, tmp_path):
     assert code == 0 and [case.name for case, _ in read(tmp_path / "a.h5")] == ["hand/bp"]
 
 
+class Tensor:
+    """As PyTorch's: an array only once it has left graph, device and lazy sign, in this order."""
+
+    def __init__(self, a, left=()):
+        self.a, self.left = a, left
+
+    detach, cpu, resolve_neg = (lambda self, name=name: Tensor(self.a, (*self.left, name)) for name in ("detach", "cpu", "resolve_neg"))
+
+    def __array__(self, dtype=None, copy=None):
+        assert self.left == ("detach", "cpu", "resolve_neg")
+        return self.a
+
+    def __dlpack__(self, **options):
+        raise BufferError("__array__ comes first")
+
+
 class DLPackOnly:
     def __init__(self, a):
         self.a = a
@@ -649,7 +838,7 @@ class DLPackOnly:
         return self.a.__dlpack_device__()
 
 
-@pytest.mark.parametrize("library", ["number", "dlpack", "torch", "jax", "cupy"])
+@pytest.mark.parametrize("library", ["number", "dlpack", "tensor", "torch", "jax", "cupy", "cupy._core.core"])
 def test_arrays_of_other_libraries(library, request):
     a = np.array([[1.5, -2.0]], dtype=np.float32)
     if library == "number":
@@ -657,12 +846,23 @@ def test_arrays_of_other_libraries(library, request):
         return
     if library == "dlpack":
         b = DLPackOnly(a)
-    elif library == "cupy":
-        b = request.getfixturevalue("fake_cupy").asarray(a)
+    elif library == "tensor":
+        b = Tensor(a)
+    elif library.startswith("cupy"):
+        module = request.getfixturevalue("fake_cupy")
+        b = type("ndarray", (module.ndarray,), {"__module__": library})(a)
     elif library == "torch":
         torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[adapters]"')
         b = torch.tensor(a, requires_grad=True)
+        assert np.array_equal(checking.to_numpy(b.bfloat16()), a)
     else:
-        b = pytest.importorskip("jax", reason='needs JAX: pip install -e ".[adapters]"').numpy.asarray(a)
+        jnp = pytest.importorskip("jax", reason='needs JAX: pip install -e ".[adapters]"').numpy
+        b = jnp.asarray(a)
+        assert np.array_equal(checking.to_numpy(b.astype(jnp.bfloat16)), a)
     out = checking.to_numpy(b)
     assert type(out) is np.ndarray and out.dtype == np.float64 and np.array_equal(out, a)
+
+
+def test_a_masked_array_is_refused():
+    with pytest.raises(TypeError, match="without a mask"):
+        checking.to_numpy(np.ma.masked_invalid([1.0, np.nan]))
