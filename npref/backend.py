@@ -7,7 +7,10 @@ then one text for both. Data enters a device by `backend.xp.asarray` and leaves 
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -76,6 +79,45 @@ def synchronize(xp: ModuleType) -> None:
 def cache_block(xp: ModuleType) -> int:
     """How many elements an elementwise loop should take at a time: what stays in a CPU's cache, or all on a GPU."""
     return 1 << 15 if xp is np else sys.maxsize
+
+
+def cores() -> int:
+    """How many threads share elementwise work on the CPU: as many as BLAS is told to use, else every core of this process."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(name, "").isdecimal() and int(os.environ[name]) > 0:
+            return int(os.environ[name])
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
+    """function(blocks), where blocks is a list of consecutive slices; all lists together cover range(n), whose items have `width` numbers.
+
+    On a CPU a slice stays in the cache for all that is done to it, and every core has a list of its own, so functions write to
+    their slices only (NumPy computes without Python's lock). On a GPU there is one slice. No result depends on the division.
+    """
+    size = max(1, cache_block(xp) // max(1, width))
+    blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+    workers = min(cores(), len(blocks))
+    if workers <= 1:
+        if blocks:
+            function(blocks)
+        return
+    parts = [blocks[w * len(blocks) // workers : (w + 1) * len(blocks) // workers] for w in range(workers)]
+    others = [_threads(workers - 1).submit(copy_context().run, function, part) for part in parts[1:]]  # the context has np.errstate
+    try:
+        function(parts[0])
+    finally:
+        for other in others:
+            other.result()
+
+
+@lru_cache
+def _threads(count):
+    return ThreadPoolExecutor(count, thread_name_prefix="npref")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of its parent's threads
 
 
 def _probe_cupy() -> Backend:

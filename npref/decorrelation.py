@@ -1,29 +1,41 @@
 """Decorrelation of a layer's input: the update of R, and a measure of what is left to do (v2 §2.2)."""
 
+import numpy as np
+
 from .backend import array_module
+
+STRIP = 256  # rows of R that one product changes on a CPU
 
 
 def update_decorrelation(R, x_star, alpha):
     """R ← R - α (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, in place; ⟨·⟩ is the mean over the rows of x* (M, n_in), the clean pass's.
 
     For a convolution the rows are the patches of all samples and positions. With M rows and n inputs the moment times R costs
-    M n² / 2 + n³ multiply-adds; with fewer rows than inputs X*ᵀ (X* R) / M - diag(s) R, s = ⟨(x*)²⟩, costs 2 M n² instead.
+    M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M - diag(s) R, s = ⟨(x*)²⟩, costs 2 M n² instead.
     """
     xp = array_module(R, x_star)
     if x_star.ndim != 2 or R.shape != (x_star.shape[1],) * 2:
         raise ValueError(f"R must be (n_in, n_in) and x_star (M, n_in), got {R.shape} and {x_star.shape}")
     M, n = x_star.shape
-    if n <= M:
+    if moment_is_cheaper(M, n):
         moment = x_star.T @ x_star  # (n_in, n_in), BLAS computes one half
         xp.fill_diagonal(moment, 0)
         moment *= alpha / M
         R -= moment @ R
-    else:
-        mean_square = xp.einsum("mi,mi->i", x_star, x_star) / M  # s, (n_in,)
-        projected = x_star @ R  # (M, n_in)
-        projected *= alpha / M
-        R *= (1 + alpha * mean_square)[:, None]
-        R -= x_star.T @ projected
+        return
+    mean_square = xp.einsum("mi,mi->i", x_star, x_star) / M  # s, (n_in,)
+    projected = x_star @ R  # (M, n_in)
+    projected *= alpha / M
+    rows = STRIP if xp is np else n  # of R at a time: no second matrix of R's size, and the strip is still in the cache
+    for i in range(0, n, rows):
+        strip = R[i : i + rows]
+        strip *= (1 + alpha * mean_square[i : i + rows])[:, None]
+        strip -= x_star[:, i : i + rows].T @ projected
+
+
+def moment_is_cheaper(M, n):
+    """Which form of the update costs fewer multiply-adds for M rows of n inputs: M n² / 2 + n³, or 2 M n²?"""
+    return n <= 1.5 * M
 
 
 def mean_squared_correlation(x_star):

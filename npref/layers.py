@@ -10,7 +10,7 @@ Letters in shape comments: B samples, C channels, H W image, (kh, kw) kernel, P 
 from dataclasses import dataclass
 from math import prod
 
-from .backend import array_module
+from .backend import array_module, in_blocks
 from .functions import ACTIVATIONS
 
 
@@ -101,15 +101,20 @@ def unfold(layer, x):
     """
     if isinstance(layer, Dense):
         return x.reshape(len(x), -1)
-    xp = array_module(x)
+    xp, C = array_module(x), x.shape[1]
     (kh, kw), (sh, sw) = layer.kernel, layer.stride
     _, H, W = output_shape(layer, x.shape[1:])
     image = _pad(xp, x.transpose(0, 2, 3, 1), layer.padding)  # (B, H_in, W_in, C)
-    # A view of the patches, (B, H, W, C, kh, kw): position (r, s), tap (i, j) is pixel (r sh + i, s sw + j).
-    b, h, w, c = image.strides
-    shape = (len(x), H, W, x.shape[1], kh, kw)
-    windows = xp.lib.stride_tricks.as_strided(image, shape, (b, h * sh, w * sw, c, h, w))
-    return windows.reshape(len(x) * H * W, -1)  # the one copy
+    patches = xp.empty((len(x), H, W, C, kh, kw), dtype=x.dtype)
+
+    def gather(blocks):
+        for b in blocks:
+            for i in range(kh):
+                for j in range(kw):  # position (r, s), tap (i, j) is pixel (r sh + i, s sw + j)
+                    patches[b, ..., i, j] = image[b, i : i + sh * H : sh, j : j + sw * W : sw]
+
+    in_blocks(xp, gather, len(x), image[0].size)
+    return patches.reshape(len(x) * H * W, -1)
 
 
 def unfold_adjoint(layer, rows, in_shape):
@@ -122,9 +127,14 @@ def unfold_adjoint(layer, rows, in_shape):
     _, H, W = output_shape(layer, in_shape)
     patches = rows.reshape(-1, H, W, C, kh, kw)
     image = xp.zeros((len(patches), H_in + 2 * ph, W_in + 2 * pw, C), dtype=rows.dtype)
-    for i in range(kh):
-        for j in range(kw):
-            image[:, i : i + sh * H : sh, j : j + sw * W : sw] += patches[..., i, j]
+
+    def scatter(blocks):
+        for b in blocks:
+            for i in range(kh):
+                for j in range(kw):
+                    image[b, i : i + sh * H : sh, j : j + sw * W : sw] += patches[b, ..., i, j]
+
+    in_blocks(xp, scatter, len(patches), image[0].size)
     return image[:, ph : ph + H_in, pw : pw + W_in].transpose(0, 3, 1, 2)
 
 

@@ -13,7 +13,7 @@ from math import prod, sqrt
 import numpy as np
 
 from . import noise
-from .backend import array_module
+from .backend import array_module, in_blocks
 from .functions import activate
 from .layers import Conv, Dense, Layer, fold, output_shape, to_rows, unfold, weight_shape
 
@@ -101,9 +101,24 @@ def forward(network, params, x, noise=None):
         if noise is not None:
             a_l = a_l + to_rows(noise[l])  # ã_l, Eq. 2 with the noise inside, as in Algorithm 1
         a.append(a_l)
-        x = fold(activate(layer.activation, a_l, layer.slope), network.shapes[l + 1])
+        x = fold(_activated(layer, a_l), network.shapes[l + 1])
         xs.append(x)
     return Trace(x_star, a, xs, drive)
+
+
+def _activated(layer, a):
+    """x = f(a) for rows, (B*P, n_out)."""
+    if layer.activation == "identity":
+        return a
+    xp = array_module(a)
+    x = xp.empty_like(a)
+
+    def apply(blocks):
+        for b in blocks:
+            x[b] = activate(layer.activation, a[b], layer.slope)
+
+    in_blocks(xp, apply, *a.shape)
+    return x
 
 
 def matrix(W):

@@ -10,12 +10,12 @@ normals) and b * ceil(N / 256) for Rademacher noise (a word makes 64 signs). A c
 position, channels innermost, and the array is handed out as (C, H, W).
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import pi, prod
 
 import numpy as np
 
-from .backend import cache_block
+from .backend import in_blocks
 
 NOISE, BASELINE, WEIGHTS, SHUFFLE, IMAGES = range(5)  # streams: the second word of the key
 KINDS = ("gaussian", "rademacher")
@@ -23,16 +23,28 @@ KINDS = ("gaussian", "rademacher")
 
 def words(xp, seed, stream, counter, blocks):
     """`blocks` consecutive Philox blocks as (4 * blocks,) of uint64, from counter = (block, sample, layer, step) on."""
+    return _source(xp, seed, stream, counter)(blocks)
+
+
+def _source(xp, seed, stream, counter):
+    """A function that gives the next `blocks` Philox blocks, (4 * blocks,) of uint64, the first of them at `counter`."""
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
     if xp is np:
         whole = sum(c << 64 * i for i, c in enumerate(counter))
         bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256)
-        return bits.random_raw(4 * blocks)  # NumPy counts up before it makes a block, hence the - 1
-    out = xp.empty(4 * blocks, dtype=xp.uint64)
-    arguments = [np.uint64(w) for w in (blocks, seed, stream, *counter)]
-    _philox_kernel(xp)(((blocks + 255) // 256,), (256,), (out, *arguments))
-    return out
+        return lambda blocks: bits.random_raw(4 * blocks)  # NumPy counts up before it makes a block, hence the - 1
+    first, *rest = counter
+
+    def take(blocks):
+        nonlocal first
+        out = xp.empty(4 * blocks, dtype=xp.uint64)
+        arguments = [np.uint64(w) for w in (blocks, seed, stream, first, *rest)]
+        _philox_kernel(xp)(((blocks + 255) // 256,), (256,), (out, *arguments))
+        first += blocks
+        return out
+
+    return take
 
 
 def normals(xp, w, dtype):
@@ -42,15 +54,15 @@ def normals(xp, w, dtype):
     the angle 2 pi u. The words, and so the numbers up to rounding, are the same for float32 and float64.
     """
     dtype = np.dtype(dtype).type
-    half = w.view(xp.uint32).reshape(*w.shape, 2)  # little-endian: [..., 0] is the low half
-    radius = xp.multiply(half[..., 0], dtype(2.0**-32), dtype=dtype)
+    n, unsigned, signed = w.shape[-1], w.view(xp.uint32), w.view(xp.int32)  # little-endian: the low half of a word comes first
+    radius = xp.multiply(unsigned[..., 0::2], dtype(2.0**-32), dtype=dtype)
     radius += dtype(2.0**-33)
     xp.log(radius, out=radius)
     radius *= dtype(-2)
     xp.sqrt(radius, out=radius)
-    angle = xp.multiply(half[..., 1], dtype(2 * pi * 2.0**-32), dtype=dtype)
+    # Read as a signed integer, the high half gives the same angle less whole turns: in [-pi, pi), where float32 is finest.
+    angle = xp.multiply(signed[..., 1::2], dtype(2 * pi * 2.0**-32), dtype=dtype)
     angle += dtype(2 * pi * 2.0**-33)
-    n = w.shape[-1]
     z = xp.empty((*w.shape[:-1], 2 * n), dtype=dtype)
     xp.cos(angle, out=z[..., :n])
     xp.sin(angle, out=z[..., n:])
@@ -75,23 +87,29 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
     units = prod(shape)
     blocks = -(-units // (8 if kind == "gaussian" else 256))  # a row's
     out = xp.empty((len(samples), len(rows), units), dtype=dtype)
-    chunk = max(1, cache_block(xp) // units)  # rows at a time
-    for k, sample in enumerate(samples):
-        w = words(xp, seed, stream, (rows.start * blocks, sample, layer, step), len(rows) * blocks).reshape(len(rows), -1)
-        for b in range(0, len(rows), chunk):
-            part = w[b : b + chunk]
+    signs = _sign_table(xp, dtype, sigma) if kind == "rademacher" else None
+
+    def fill(parts, k):
+        take = _source(xp, seed, stream, ((rows.start + parts[0].start) * blocks, samples[k], layer, step))
+        for part in parts:
+            w = take((part.stop - part.start) * blocks).reshape(part.stop - part.start, -1)
             if kind == "gaussian":
-                xp.multiply(normals(xp, part, dtype)[:, :units], out.dtype.type(sigma), out=out[k, b : b + chunk])
+                xp.multiply(normals(xp, w, dtype)[:, :units], out.dtype.type(sigma), out=out[k, part])
             else:
-                bits = xp.unpackbits(part.view(xp.uint8).ravel(), bitorder="little").reshape(len(part), -1)
-                signs = bits[:, :units].astype(dtype)
-                signs *= 2
-                signs -= 1
-                xp.multiply(signs, out.dtype.type(sigma), out=out[k, b : b + chunk])
+                out[k, part] = xp.take(signs, w.view(xp.uint8), axis=0).reshape(len(w), -1)[:, :units]
+
+    for k in range(len(samples)):
+        in_blocks(xp, partial(fill, k=k), len(rows), units)
     if len(shape) == 3:  # (C, H, W), in memory as (H, W, C)
         C, H, W = shape
         return out.reshape(len(samples), len(rows), H, W, C).transpose(0, 1, 4, 2, 3)
     return out.reshape(len(samples), len(rows), *shape)
+
+
+def _sign_table(xp, dtype, sigma):
+    """Row b has the eight signs of the byte b, its lowest bit first: (256, 8)."""
+    bits = xp.unpackbits(xp.arange(256, dtype=xp.uint8), bitorder="little").reshape(256, 8)
+    return (bits.astype(dtype) * 2 - 1) * sigma
 
 
 def uniforms(seed, stream, layer, n):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import sqrt
 
-from .backend import array_module, cache_block
+from .backend import array_module, in_blocks
 
 OPTIMIZERS = ("adam", "adam-eps-hat", "sgd")
 
@@ -46,14 +46,17 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         # √v̂ + ε = (√v + ε √(1-β₂ᵗ)) / √(1-β₂ᵗ): the same elementwise work serves both forms.
         eps = eps * correction2
     rate = lr * correction2 / correction1
-    block = cache_block(xp)
     for p, d, m, v in zip(parameters, updates, state.m, state.v, strict=True):
         _check_shapes(p, d, m, v)
         if not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
             raise ValueError("parameters and moments must be C-contiguous, as they change in place: use xp.ascontiguousarray")
-        p, d, m, v = (a.reshape(-1) for a in (p, d, m, v))
-        for i in range(0, p.size, block):  # a block stays in the cache for all of these
-            p_i, d_i, m_i, v_i = (a[i : i + block] for a in (p, d, m, v))
+        _adam_blocks(xp, *(a.reshape(-1) for a in (p, d, m, v)), beta1, beta2, eps, rate)
+
+
+def _adam_blocks(xp, p, d, m, v, beta1, beta2, eps, rate):
+    def step(blocks):
+        for i in blocks:  # a block stays in the cache for all of these
+            p_i, d_i, m_i, v_i = p[i], d[i], m[i], v[i]
             work = d_i * (1 - beta1)
             m_i *= beta1
             m_i += work
@@ -66,6 +69,8 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
             xp.divide(m_i, work, out=work)
             work *= rate
             p_i -= work
+
+    in_blocks(xp, step, p.size)
 
 
 def _check_shapes(p, *others):

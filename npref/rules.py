@@ -8,7 +8,7 @@ Noise comes in as arrays: `noise` is an iterable of groups, a group is one array
 output), and the k of all groups add up to K. Pass `[eps]` for a single group. Groups only bound memory; their results add.
 
 What is shared, exactly: the noisy passes start from the clean pass's a_1; with many rows A_l = W_l R_{l-1} is formed once; the K
-errors are summed before the one product with x*.
+errors are summed before the one product with x*. All that is elementwise goes block by block of samples (`in_blocks`).
 
 Letters: B batch, K noise samples, k those of a group, P positions, n_in / n_out as in layers.py, N_l = P * n_out.
 """
@@ -17,10 +17,10 @@ from collections import Counter
 from dataclasses import dataclass
 from math import prod
 
-from .backend import array_module
+from .backend import array_module, in_blocks
 from .functions import activate, derivative, loss_gradient
 from .functions import loss as loss_of
-from .layers import fold, to_rows, unfold, unfold_adjoint, weight_shape
+from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
 from .network import Trace, check_batch, forward, matrix
 
 METHODS = ("bp", "np", "inp", "anp", "dbp", "dnp", "dinp", "danp")
@@ -79,10 +79,10 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
     errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params)
     for eps in _checked(network, x, noise):
-        a_tilde = _noisy_pass(network, multiply, trace, eps)
-        dL.append(_losses(network, a_tilde[-1], t, loss) - clean_loss)  # (k, B)
+        y, _, _ = _noisy_pass(network, multiply, trace, eps)
+        dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
         for l, eps_l in enumerate(eps):
-            _add_error(xp, errors, l, dL[-1] / sigma2, _by_sample(_rows(eps_l), dL[-1].shape))
+            _add_error(xp, errors, l, dL[-1] / sigma2, eps_l)
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -94,8 +94,7 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
     for v in _checked(network, x, noise):
         dL.append(_layerwise_losses(network, multiply, trace, v, t, loss) - clean_loss)  # (k, L, B)
         for l, N_l in enumerate(network.units):
-            v_l = _by_sample(_rows(v[l]), dL[-1][:, l].shape)  # (k, B, N_l)
-            _add_error(xp, errors, l, N_l * _quotient(xp, dL[-1][:, l], _norm2(xp, v_l)), v_l)
+            _add_error(xp, errors, l, N_l * _quotient(xp, dL[-1][:, l], _norm2(xp, v[l])), v[l])
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -110,14 +109,8 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
     errors, dL, multiply, N = [None] * len(network.layers), [], _multiplier(params), sum(network.units)
     for eps in _checked(network, x, noise):
-        a_tilde = _noisy_pass(network, multiply, trace, eps)
-        dL.append(_losses(network, a_tilde[-1], t, loss) - clean_loss)  # (k, B)
-        da, norm2 = [], []
-        for a_tilde_l, a_l in zip(a_tilde, trace.a):
-            da_l = a_tilde_l.reshape(len(dL[-1]), *a_l.shape)  # (k, B*P, n_out)
-            da_l -= a_l  # δa_l = ã_l - a_l, in ã's place
-            da.append(_by_sample(da_l, dL[-1].shape))  # (k, B, N_l)
-            norm2.append(_norm2(xp, da[-1]))  # (k, B)
+        y, da, norm2 = _noisy_pass(network, multiply, trace, eps, differences=True)
+        dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
         for l in range(len(da)):
             _add_error(xp, errors, l, N * _quotient(xp, dL[-1], norm2[l] if norm == "layer" else sum(norm2)), da[l])
     return _update(params, trace, errors, clean_loss, dL)
@@ -125,10 +118,10 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
 
 def group_size(network, rule, batch, itemsize, samples, budget=512 * 2**20):
     """How many of the K noise samples to hold at a time so that their arrays stay within `budget` bytes (at least 1)."""
-    widest = max(prod(weight_shape(layer, shape)[1:]) * prod(out[1:]) for layer, shape, out in
-                 zip(network.layers[1:], network.shapes[1:], network.shapes[2:])) if len(network.layers) > 1 else 0
+    patches = max((prod(weight_shape(layer, shape)[1:]) * prod(out[1:]) for layer, shape, out in
+                   zip(network.layers[1:], network.shapes[1:], network.shapes[2:]) if isinstance(layer, Conv)), default=0)
     passes = len(network.layers) if rule == "inp" else 1
-    numbers = 3 * sum(network.units) + passes * (widest + 3 * max(network.units))  # noise, ã and a product; rows, x, a
+    numbers = 3 * sum(network.units) + passes * (patches + 3 * max(network.units))  # noise, last group's, δa; patches, x, padded, next a
     row = numbers * itemsize + passes * 4 * network.units[-1] * 8  # and the loss, in float64
     return max(1, min(samples, budget // (row * batch)))
 
@@ -140,37 +133,59 @@ def _baseline_pass(network, params, x, t, loss, baseline):
     return trace, loss_of(loss, trace.y, t)
 
 
-def _noisy_pass(network, multiply, trace, eps):
-    """ã_1 ... ã_L as rows (k*B*P, n_out), noise in every layer. The first layer's product is the clean pass's."""
-    a_tilde = []
-    for l, eps_l in enumerate(eps):
-        e = _rows(eps_l)  # (k*B*P, n_out)
+def _noisy_pass(network, multiply, trace, eps, differences=False):
+    """A noisy pass for each noise sample of a group: outputs (k, B, n_L), and if asked for δa_l (k, B, N_l) and ‖δa_l‖² (k, B) per layer.
+
+    The first layer's product is the clean pass's.
+    """
+    xp, x, da, norm2 = array_module(trace.y), None, [], []
+    for l, (layer, eps_l) in enumerate(zip(network.layers, eps)):  # (k, B, N_l)
         if l == 0:
-            a = e.reshape(len(eps_l), *trace.drive.shape) + trace.drive  # (k, B*P, n_out)
-            a_tilde.append(a.reshape(e.shape))
+            product, a_tilde = xp.broadcast_to(trace.drive.reshape(eps_l.shape[1:]), eps_l.shape), xp.empty(eps_l.shape, dtype=eps_l.dtype)
         else:
-            a_tilde.append(_next_layer(network, multiply, l, a_tilde[-1]))
-            a_tilde[-1] += e
-    return a_tilde
+            product = a_tilde = multiply(l, _rows_of(network, l, x)).reshape(eps_l.shape)
+        if differences:
+            x = xp.empty(eps_l.shape, dtype=eps_l.dtype)
+            _perturb(xp, layer, product, eps_l, a_tilde, x, minus=trace.a[l].reshape(eps_l.shape[1:]))
+            da.append(a_tilde)
+            norm2.append(_norm2(xp, a_tilde))
+        else:
+            x = a_tilde
+            _perturb(xp, layer, product, eps_l, a_tilde, x)
+    return x, da, norm2
 
 
 def _layerwise_losses(network, multiply, trace, v, t, loss):
     """The losses of INP's L passes, (k, L, B). The pass for layer l begins at layer l with a_l + v_l; passes under way are
     stacked, so each layer is one product."""
-    xp = array_module(trace.y)
-    k, stack = len(v[0]), None
-    for l, v_l in enumerate(v):
-        a_l = (_rows(v_l).reshape(k, *trace.a[l].shape) + trace.a[l]).reshape(-1, trace.a[l].shape[1])  # (k*B*P, n_out)
-        under_way = [_next_layer(network, multiply, l, stack)] if l > 0 else []
-        stack = xp.concatenate([*under_way, a_l])  # ((l+1)*k*B*P, n_out)
-    return _losses(network, stack, t, loss).reshape(len(v), k, -1).transpose(1, 0, 2)
+    xp, k, x = array_module(trace.y), len(v[0]), None
+    for l, (layer, v_l) in enumerate(zip(network.layers, v)):
+        a = xp.empty(((l + 1) * k, *v_l.shape[1:]), dtype=v_l.dtype)  # (passes, B, N_l)
+        under_way, new = a[: l * k], a[l * k :]
+        if l > 0:
+            multiply(l, _rows_of(network, l, x), out=under_way.reshape(-1, layer.n_out))
+            _perturb(xp, layer, under_way, None, under_way, under_way)
+        _perturb(xp, layer, xp.broadcast_to(trace.a[l].reshape(v_l.shape[1:]), v_l.shape), v_l, new, new)
+        x = a
+    return loss_of(loss, x, t).reshape(len(v), k, -1).transpose(1, 0, 2)
 
 
-def _next_layer(network, multiply, l, a):
-    """From the rows of a_{l-1} of any number of passes to those of a_l, without noise: (k*B*P, n_out)."""
-    before = network.layers[l - 1]
-    x = fold(activate(before.activation, a, before.slope), network.shapes[l])
-    return multiply(l, unfold(network.layers[l], x))
+def _perturb(xp, layer, product, eps_l, a_tilde, x, minus=None):
+    """ã = product + ε (None: no noise), x = f(ã), and then ã -= minus, all (k, B, N_l), minus (B, N_l); product and x may be ã itself."""
+    def perturb(blocks):
+        for b in blocks:
+            if eps_l is not None:
+                xp.add(product[:, b], eps_l[:, b], out=a_tilde[:, b])  # ã_l = W_l x̃*_{l-1} + ε_l
+            x[:, b] = activate(layer.activation, a_tilde[:, b], layer.slope)
+            if minus is not None:
+                a_tilde[:, b] -= minus[b]  # δa_l = ã_l - a_l, in ã's place
+
+    in_blocks(xp, perturb, x.shape[1], x.shape[0] * x.shape[2])
+
+
+def _rows_of(network, l, x):
+    """The rows that layer l multiplies, from the outputs (passes, B, N_{l-1}) of the layer before: (passes*B*P, n_in)."""
+    return unfold(network.layers[l], fold(x.reshape(-1, network.layers[l - 1].n_out), network.shapes[l]))
 
 
 def _multiplier(params):
@@ -181,15 +196,14 @@ def _multiplier(params):
     """
     A, seen = {}, Counter()
 
-    def multiply(l, rows):
-        W, R, b = matrix(params.W[l]), params.R[l], params.b[l]
+    def multiply(l, rows, out=None):
+        xp, W, R, b = array_module(rows), matrix(params.W[l]), params.R[l], params.b[l]
         seen[l] += len(rows)
         if R is not None and l not in A and seen[l] > len(W):
             A[l] = W @ R
-        if R is None or l in A:
-            a = rows @ A.get(l, W).T
-        else:
-            a = (rows @ R.T) @ W.T
+        if R is not None and l not in A:
+            rows = rows @ R.T
+        a = xp.matmul(rows, A.get(l, W).T, out=out)
         if b is not None:
             a += b
         return a
@@ -197,16 +211,18 @@ def _multiplier(params):
     return multiply
 
 
-def _losses(network, a, t, loss):
-    """Losses of stacked passes: rows (k*B, n_L) of the last layer -> (k, B)."""
-    layer = network.layers[-1]
-    return loss_of(loss, activate(layer.activation, a, layer.slope).reshape(-1, *t.shape), t)
-
-
 def _add_error(xp, errors, l, coefficient, e):
     """errors[l] += Σ_k coefficient[k, b] e[k, b, :]: K errors become one before they meet x*. (k, B) float64, (k, B, N_l)."""
-    summed = xp.einsum("kb,kbn->bn", coefficient.astype(e.dtype), e)  # (B, N_l)
-    errors[l] = summed if errors[l] is None else errors[l] + summed
+    first, coefficient = errors[l] is None, coefficient.astype(e.dtype)
+    if first:
+        errors[l] = xp.empty(e.shape[1:], dtype=e.dtype)  # (B, N_l)
+
+    def add(blocks):
+        for b in blocks:
+            summed = xp.einsum("kb,kbn->bn", coefficient[:, b], e[:, b])
+            errors[l][b] = summed if first else errors[l][b] + summed
+
+    in_blocks(xp, add, e.shape[1], e.shape[0] * e.shape[2])
 
 
 def _update(params, trace, errors, losses, dL):
@@ -216,25 +232,23 @@ def _update(params, trace, errors, losses, dL):
     K = 1 if dL is None else len(dL)
     dW, db = [], []
     for l, x_star in enumerate(trace.x_star):
-        e = errors[l].reshape(len(x_star), -1) / (K * len(trace.y))  # (B*P, n_out)
+        e = errors[l].reshape(len(x_star), -1)  # (B*P, n_out)
+        e /= K * len(trace.y)
         dW.append((e.T @ x_star).reshape(params.W[l].shape))
         db.append(None if params.b[l] is None else e.sum(axis=0))
     return Update(tuple(dW), tuple(db), losses, dL, trace)
 
 
-def _rows(eps_l):
-    """(k, B, *shape) -> (k*B*P, n_out)."""
-    return to_rows(eps_l.reshape(-1, *eps_l.shape[2:]))
-
-
-def _by_sample(rows, k_and_B):
-    """(k*B*P, n_out) -> (k, B, N_l)."""
-    return rows.reshape(*k_and_B, -1)
-
-
 def _norm2(xp, e):
     """‖e‖² of every noise sample and batch row: (k, B, N_l) -> (k, B)."""
-    return xp.einsum("kbn,kbn->kb", e, e)
+    norm2 = xp.empty(e.shape[:2], dtype=e.dtype)
+
+    def square(blocks):
+        for b in blocks:
+            norm2[:, b] = xp.einsum("kbn,kbn->kb", e[:, b], e[:, b])
+
+    in_blocks(xp, square, e.shape[1], e.shape[0] * e.shape[2])
+    return norm2
 
 
 def _quotient(xp, dL, norm2):
@@ -244,13 +258,14 @@ def _quotient(xp, dL, norm2):
 
 
 def _checked(network, x, noise):
+    """The groups of noise, checked; every array laid out by sample, (k, B, N_l)."""
     if not isinstance(noise, (list, tuple)) and hasattr(noise, "shape"):
         raise TypeError("noise must be an iterable of groups, each one array per layer; pass [eps], not an array")
     count = 0
     for group in noise:
         _check_noise(network, x, group)
         count += 1
-        yield group
+        yield [to_rows(eps_l.reshape(-1, *eps_l.shape[2:])).reshape(*eps_l.shape[:2], -1) for eps_l in group]
     if count == 0:
         raise ValueError("noise has no group: a perturbation rule needs at least one noise sample")
 

@@ -1,11 +1,13 @@
+import os
 import subprocess
 import sys
+import threading
 import types
 
 import numpy as np
 import pytest
 
-from npref import BackendUnavailable, array_module, get_backend, synchronize, to_host
+from npref import BackendUnavailable, array_module, backend, get_backend, synchronize, to_host
 
 
 def test_numpy():
@@ -126,3 +128,76 @@ def test_backend_py_alone_names_cupy():
     named = [path.name for path in (ROOT / "npref").glob("*.py")
              if any("import cupy" in line or "cupy." in line or '"cupy"' in line for line in path.read_text().splitlines())]
     assert named == ["backend.py"]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 7])
+@pytest.mark.parametrize("n, width, size", [(10, 8, 5), (10, 40, 1), (10, 41, 1), (10, 1, 10), (0, 3, 1), (4, 0, 4), (11, 10, 4)])
+def test_blocks_cover_every_item_once(cores, n, width, size, monkeypatch):
+    """Consecutive slices of as many items as 40 numbers hold, shared out evenly."""
+    monkeypatch.setattr(backend, "cache_block", lambda xp: 40)
+    monkeypatch.setattr(backend, "cores", lambda: cores)
+    lists = []
+    backend.in_blocks(np, lists.append, n, width)
+    lists.sort(key=lambda blocks: blocks[0].start)
+    blocks = [b for part in lists for b in part]
+    assert blocks == [slice(i, min(i + size, n)) for i in range(0, n, size)]
+    assert len(lists) == min(cores, len(blocks))
+    assert n == 0 or max(map(len, lists)) - min(map(len, lists)) <= 1
+
+
+def test_blocks_run_on_several_threads_with_the_callers_error_handling(monkeypatch):
+    """And an error on any of them is the caller's, once all have ended."""
+    monkeypatch.setattr(backend, "cache_block", lambda xp: 1)
+    monkeypatch.setattr(backend, "cores", lambda: 2)
+    meet, seen, x = threading.Barrier(2, timeout=60), [], np.array([1.0, 2.0])
+
+    def function(blocks):
+        meet.wait()
+        seen.append((threading.get_ident(), np.geterr()["divide"], x[blocks[0]] / 0))
+        if blocks[0].start == failing:
+            raise RuntimeError("broken")
+
+    for failing in (None, 0, 1):
+        with np.errstate(divide="ignore"):
+            if failing is None:
+                backend.in_blocks(np, function, 2)
+            else:
+                with pytest.raises(RuntimeError, match="broken"):
+                    backend.in_blocks(np, function, 2)
+    assert len(seen) == 6 and len({thread for thread, *_ in seen}) == 2 and {state for _, state, _ in seen} == {"ignore"}
+
+
+def test_a_device_gets_one_block(fake_cupy):
+    lists = []
+    backend.in_blocks(fake_cupy, lists.append, 10**9, 10**9)
+    assert lists == [[slice(0, 10**9)]]
+
+
+def test_cores_are_those_that_blas_may_use(monkeypatch):
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert 1 <= backend.cores() <= os.cpu_count()
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert backend.cores() == 5
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    assert backend.cores() == 3
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "many")
+    assert backend.cores() == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own():
+    code = """
+import os, numpy as np
+from npref import backend
+backend.cache_block, backend.cores = (lambda xp: 1), (lambda: 2)
+backend.in_blocks(np, lambda blocks: None, 4)
+child = os.fork()
+backend.in_blocks(np, lambda blocks: None, 4)
+if child:
+    print(os.waitpid(child, 0)[1])
+else:
+    os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "0", done.stderr

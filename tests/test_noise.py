@@ -60,10 +60,12 @@ def test_a_part_of_a_batch_gets_the_whole_batchs_numbers(kind, start, stop, unit
     assert np.array_equal(draw(kind, (units,), rows=range(start, stop), samples=range(1, 3)), whole[1:, start:])
 
 
+@pytest.mark.parametrize("cores", [1, 3])
 @pytest.mark.parametrize("kind", noise.KINDS)
-def test_blocks_of_rows_do_not_show(kind, monkeypatch):
+def test_blocks_of_rows_do_not_show(kind, cores, monkeypatch):
     whole = draw(kind, rows=range(50))
-    monkeypatch.setattr(noise, "cache_block", lambda xp: 40)
+    monkeypatch.setattr("npref.backend.cache_block", lambda xp: 40)
+    monkeypatch.setattr("npref.backend.cores", lambda: cores)
     assert np.array_equal(draw(kind, rows=range(50)), whole)
 
 

@@ -40,12 +40,14 @@ def test_adams_default_epsilon_and_betas():
     assert math.isclose(w[0][0], -eta * 1e-8 / (root + 1e-7), rel_tol=1e-9)
 
 
-def test_adam_is_elementwise_in_blocks(monkeypatch):
+@pytest.mark.parametrize("cores", [1, 4])
+def test_adam_is_elementwise_in_blocks(cores, monkeypatch):
     rng = np.random.default_rng(0)
     w, d = rng.normal(size=(7, 9)), rng.normal(size=(7, 9))
     whole, parts = [w.copy()], [w.copy()]
     adam_step(whole, [d], init_adam(whole), 0.1)
-    monkeypatch.setattr("npref.optim.cache_block", lambda xp: 5)
+    monkeypatch.setattr("npref.backend.cache_block", lambda xp: 5)
+    monkeypatch.setattr("npref.backend.cores", lambda: cores)
     adam_step(parts, [d], init_adam(parts), 0.1)
     assert np.array_equal(whole[0], parts[0])
 

@@ -275,13 +275,13 @@ def test_the_product_with_R_is_formed_when_more_rows_than_units_have_come():
 
 
 def test_group_size_by_hand():
-    """Bytes of one noise sample: (3 ΣN + passes (rows + 3 max N)) numbers a batch row, and 4 float64 an output for the loss."""
-    dense = Network((8,), (Dense(100), Dense(20), Dense(10)))  # rows of 100 numbers come before the second layer
-    conv = Network((1, 6, 6), (Conv(2, 3), Conv(3, 2), Dense(10)))  # (2, 4, 4), then (3, 3, 3): rows of 9 x 8 numbers
+    """Bytes of one noise sample: (3 ΣN + passes (patches + 3 max N)) numbers a batch row, and 4 float64 an output for the loss."""
+    dense = Network((8,), (Dense(100), Dense(20), Dense(10)))  # no patches: a dense layer's rows are its input
+    conv = Network((1, 6, 6), (Conv(2, 3), Conv(3, 2), Dense(10)))  # (2, 4, 4), then (3, 3, 3): 9 patches of 8 numbers
     one, two = Network((8,), (Dense(10),)), Network((8,), (Dense(30), Dense(10)))
-    for network, rule, bytes_a_row in ((dense, "np", (3 * 130 + 100 + 300) * 4 + 320), (conv, "anp", (3 * 69 + 72 + 96) * 4 + 320),
-                                       (dense, "inp", (3 * 130 + 3 * 400) * 4 + 3 * 320), (one, "np", (30 + 30) * 4 + 320),
-                                       (two, "np", (3 * 40 + 30 + 90) * 4 + 320)):
+    for network, rule, bytes_a_row in ((dense, "np", (3 * 130 + 300) * 4 + 320), (conv, "anp", (3 * 69 + 72 + 96) * 4 + 320),
+                                       (dense, "inp", (3 * 130 + 3 * 300) * 4 + 3 * 320), (one, "np", (30 + 30) * 4 + 320),
+                                       (two, "np", (3 * 40 + 90) * 4 + 320)):
         for samples in (2, 3):
             budget = samples * 5 * bytes_a_row
             assert rules.group_size(network, rule, 5, 4, 9, budget=budget) == samples
