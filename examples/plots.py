@@ -65,6 +65,31 @@ def plot_comparison(logs, path):
     return path
 
 
+def plot_scaling(rows, path):
+    """Seconds a training step against K, depth and batch size, with straight lines through the ends, and the floor; returns the path.
+
+    rows: dicts of examples/benchmark.py; a panel takes those that differ in nothing else than its quantity.
+    """
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    common = {"samples": 1, "arch": "fc3", "batch_size": 1000}
+    panels = [("samples", "noise samples K", lambda row: row["samples"]), ("arch", "hidden layers", lambda row: int(row["arch"][2:])),
+              ("batch_size", "batch size", lambda row: row["batch_size"])]
+    for axes, (name, label, quantity) in zip(figure.subplots(1, 3), panels):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            chosen = sorted((row for row in rows if row["method"] == method
+                             and all(row[other] == value for other, value in common.items() if other != name)), key=quantity)
+            x, step, floor = [quantity(row) for row in chosen], [row["step"] for row in chosen], [row["floor"] for row in chosen]
+            colour, marker = COLOURS[method.removeprefix("d")], "o" if method.startswith("d") else "s"
+            axes.plot(x, step, marker, color=colour, label=method.upper())
+            axes.plot([x[0], x[-1]], [step[0], step[-1]], "-", lw=0.7, color=colour)
+            axes.plot(x, floor, "_", ms=10, color=colour)
+        axes.set(xlabel=label, ylabel="seconds a step (dash: products alone)", ylim=(0, None), xlim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=120)
+    return path
+
+
 def main(arguments):
     if len(arguments) < 2:
         print("usage: python examples/plots.py PICTURE.png RUN_FOLDER...", file=sys.stderr)

@@ -1,0 +1,322 @@
+"""What a training step costs, beside the matrix products it cannot do without:  python examples/benchmark.py
+
+For each method, architecture, K and batch size it prints seconds per step (median), the *floor* (the step's irreducible matrix
+products, of the same shapes and dtype, timed alone in the same rounds), their ratio, where the rest of the time goes, and the peak of
+the memory that the step takes. --against also times the plain form of the rules, or PyTorch, once they have given npref's numbers.
+Compare ratios of one run: machines are noisy, and rounds alternate between everything that is compared.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+import tracemalloc
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from npref import METHODS, BackendUnavailable, get_backend, init_adam, split_method, synchronize, to_host, update_decorrelation
+from npref import loss as loss_of
+from npref.backend import BACKENDS, cores
+from npref.config import Config
+from npref.decorrelation import moment_is_cheaper
+from npref.functions import one_hot
+from npref.layers import Conv, unfold
+from npref.network import ARCHITECTURES, weight_shape
+from npref.noise import KINDS
+from npref.optim import adam_step
+from npref.rules import group_size
+from npref.runlog import source_revision
+from npref.train import compute_update, initial_state, learnable, noise_groups, prepare, training_step
+
+AGAINST = ("plain", "torch", "torch-algebra", "torch-compile")
+
+
+@dataclass
+class Row:
+    """One line of the table; seconds are medians, memory is in MB (10^6 bytes)."""
+
+    method: str
+    arch: str
+    samples: int
+    noise: str
+    batch_size: int
+    step: float
+    floor: float
+    gmac: float  # multiply-adds of the floor, in 10^9
+    shares: dict  # seconds of the step by cause
+    memory: float
+    against: dict = field(default_factory=dict)  # name: its seconds over npref's
+
+    @property
+    def ratio(self):
+        return self.step / self.floor
+
+
+def products(network, method, B, K, size):
+    """The step's matrix products: a list of (part, kind, m, k, n, how many), result (m, n), inner dimension k.
+
+    kind: "nt" rows times Wᵀ, "nn" rows times a matrix, "tn" errorᵀ times rows, "syrk" rowsᵀ times themselves. `size` noise samples
+    make a group, and one product a layer.
+    """
+    (rule, decorrelate), out = split_method(method), []
+    groups = [min(size, K - k) for k in range(0, K, size)]
+    for l, (layer, shape, after) in enumerate(zip(network.layers, network.shapes, network.shapes[1:])):
+        w = weight_shape(layer, shape)
+        n_out, n, M = w[0], prod(w[1:]), B * prod(after[1:] if len(after) > 1 else ())  # units and inputs of a row, rows
+        out.append(("clean pass", "nt", M, n, n_out, 1))
+        out.append(("update", "tn", n_out, M, n, 1))
+        if decorrelate:
+            out.append(("clean pass", "nt", M, n, n, 1))
+            if moment_is_cheaper(M, n):
+                out += [("R", "syrk", n, M, n, 1), ("R", "nn", n, n, n, 1)]
+            else:
+                out += [("R", "nn", M, n, n, 1), ("R", "tn", n, M, n, 1)]
+        if l == 0:
+            continue
+        if rule == "bp":
+            out.append(("backward pass", "nn", M, n_out, n, 1))
+            if decorrelate:
+                out.append(("backward pass", "nn", M, n, n, 1))
+        else:
+            passes = l if rule == "inp" else 1  # INP's passes for the layers before are under way
+            fused = decorrelate and passes * K * M > n_out
+            if fused:
+                out.append(("noisy passes", "nn", n_out, n, n, 1))  # A = W R
+            for k in groups:
+                if decorrelate and not fused:
+                    out.append(("noisy passes", "nt", passes * k * M, n, n, 1))
+                out.append(("noisy passes", "nt", passes * k * M, n, n_out, 1))
+    return out
+
+
+class Floor:
+    """The matrix products alone: operands and results are there already."""
+
+    def __init__(self, xp, listed, dtype):
+        self.xp, self.calls, arrays, rng = xp, [], {}, np.random.default_rng(0)
+
+        def array(name, rows, columns):
+            if (name, rows, columns) not in arrays:
+                arrays[name, rows, columns] = xp.asarray(rng.random((rows, columns), dtype=dtype))
+            return arrays[name, rows, columns]
+
+        for part, kind, m, k, n, times in listed:
+            a = array("a", m, k) if kind[0] == "n" else array("a", k, m).T
+            b = a.T if kind == "syrk" else array("b", n, k).T if kind == "nt" else array("b", k, n)
+            self.calls += [(part, a, b, array("out", m, n))] * times
+
+    def __call__(self):
+        for _, a, b, out in self.calls:
+            self.xp.matmul(a, b, out=out)
+
+    def part(self, name):
+        return lambda: [self.xp.matmul(a, b, out=out) for part, a, b, out in self.calls if part == name]
+
+
+def timed(xp, contestants, rounds):
+    """{name: median seconds} of functions called in turn, `rounds` times after a warm-up."""
+    seconds = {name: [] for name in contestants}
+    for i in range(rounds + 1):
+        for name, function in contestants.items():
+            synchronize(xp)
+            began = time.perf_counter()
+            function()
+            synchronize(xp)
+            if i > 0:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def measure(config, backend, rounds, against=(), shares=True):
+    """One `Row`."""
+    xp, (input_shape, classes) = backend.xp, ((3, 64, 64), 200) if config.arch == "conv-tiny" else ((3, 32, 32), 10)
+    network, (rule, _) = config.network(input_shape, classes), split_method(config.method)
+    B, K, itemsize = config.batch_size, config.samples, np.dtype(config.dtype).itemsize
+    rng = np.random.default_rng(0)
+    images, labels = xp.asarray(rng.integers(0, 256, (2 * B, *input_shape), dtype=np.uint8)), xp.asarray(rng.integers(0, classes, 2 * B))
+    chosen = xp.asarray(rng.permutation(2 * B)[:B])
+
+    def batch():
+        return prepare(images[chosen], config.dtype), one_hot(labels[chosen], classes, config.dtype)
+
+    x, t = batch()
+    state, counter = initial_state(config, network, xp), iter(range(10**9))
+    size = K if rule == "bp" else group_size(network, rule, B, itemsize, K)
+    listed = products(network, config.method, B, K, size)
+    floor = Floor(xp, listed, config.dtype)
+    contestants = {"step": lambda: training_step(config, network, state, x, t, next(counter)), "floor": floor}
+    for name in against:
+        contestants[name] = opponent(name, config, network, backend, x, t, counter)
+    seconds = timed(xp, contestants, rounds)
+    tracemalloc.start()
+    training_step(config, network, state, x, t, next(counter))
+    memory = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    found = {}
+    if shares:
+        found = timed(xp, parts(config, network, state, x, t, batch, floor, listed), max(3, rounds // 2))
+        found["decorrelation"] = max(0.0, found["decorrelation"] - found.pop("R products"))
+        found["elementwise"] = max(0.0, seconds["step"] - seconds["floor"] - sum(v for k, v in found.items() if k != "batch"))
+    return Row(config.method, config.arch, K, config.noise if rule != "bp" else "-", B, seconds["step"], seconds["floor"],
+               sum(m * k * n * times / (2 if kind == "syrk" else 1) for _, kind, m, k, n, times in listed) / 1e9, found, memory,
+               {name: seconds[name] / seconds["step"] for name in against})
+
+
+def parts(config, network, state, x, t, batch, floor, listed):
+    """What a step does besides its products, as functions to time by themselves; "elementwise" is what they leave."""
+    rule, _ = split_method(config.method)
+    update = compute_update(config, network, state.params, x, t, 0)
+    copies = [p.copy() for p in learnable(state.params)]
+    updates, adam = [d for d in (*update.dW, *update.db) if d is not None], init_adam(copies)
+    L, K, xp = len(network.layers), config.samples, floor.xp
+    passes = {"bp": 0, "inp": K * L}.get(rule, K)
+    y = xp.zeros((passes + 1, *t.shape), dtype=x.dtype)
+    inputs = [x, *update.trace.x[:-1]]
+
+    def im2col():
+        for l, (layer, image) in enumerate(zip(network.layers, inputs)):
+            if isinstance(layer, Conv):
+                for _ in range(1 if l == 0 else 1 + K * (0 if rule == "bp" else l if rule == "inp" else 1)):
+                    unfold(layer, image)
+
+    R = [None if r is None else r.copy() for r in state.params.R]
+    return {
+        "noise": lambda: [None for _ in noise_groups(config, network, 0, range(len(x)), xp)] if rule != "bp" else None,
+        "losses": lambda: loss_of(config.loss, y, t),
+        "optimiser": lambda: adam_step(copies, updates, adam, 0.0),
+        "decorrelation": lambda: [update_decorrelation(r, s, 0.0) for r, s in zip(R, update.trace.x_star) if r is not None],
+        "R products": floor.part("R"),
+        "im2col": im2col,
+        "batch": batch,
+    }
+
+
+def opponent(name, config, network, backend, x, t, counter):
+    """Another implementation's training step, once its update is npref's."""
+    state = initial_state(config, network, backend.xp)
+    if name == "plain":
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+        from plain import plain_step
+        return lambda: plain_step(config, network, state, x, t, next(counter))
+    import torch_steps
+    torch_steps.check(name, config, network)
+    return torch_steps.step(name, config, network, state.params, to_host(x), to_host(t), cores())
+
+
+def table(rows, against):
+    """The rows as lines of text."""
+    causes = ("noise", "elementwise", "losses", "optimiser", "decorrelation", "im2col", "batch")
+    head = f"{'method':6} {'arch':9} {'K':>4} {'noise':10} {'B':>5} {'s/step':>8} {'floor':>8} {'ratio':>6} {'GMAC':>7}  "
+    head += " ".join(f"{c[:8]:>8}" for c in causes) + f" {'MB':>7}  " + " ".join(f"{name:>13}" for name in against)
+    lines = [head.rstrip()]
+    for r in rows:
+        line = f"{r.method:6} {r.arch:9} {r.samples:4} {r.noise:10} {r.batch_size:5} "
+        line += f"{r.step:8.4f} {r.floor:8.4f} {r.ratio:6.2f} {r.gmac:7.2f}  "
+        line += " ".join(f"{100 * r.shares[c] / r.step:7.1f}%" if r.shares else f"{'-':>8}" for c in causes) + f" {r.memory:7.0f}  "
+        lines.append((line + " ".join(f"{r.against[name]:12.2f}x" for name in against)).rstrip())
+    return "\n".join(lines)
+
+
+def noise_table(xp, repeats=7, n=1 << 20):
+    """Nanoseconds a number: NumPy's own float32 normals, and npref's noise."""
+    from npref.noise import draw
+
+    generator, out, where = np.random.default_rng(0), np.empty(n, dtype=np.float32), dict(seed=0, step=0, layer=0, dtype="float32")
+    rows = {"numpy standard_normal": lambda: generator.standard_normal(dtype=np.float32, out=out)}
+    for kind in KINDS:
+        rows[kind] = lambda kind=kind: draw(xp, kind, (1024,), 1e-3, samples=range(1), rows=range(n // 1024), **where)
+    return {name: 1e9 * s / n for name, s in timed(xp, rows, repeats).items()}
+
+
+def tried(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help="(default: all eight)")
+    parser.add_argument("--archs", nargs="+", choices=ARCHITECTURES, default=["fc3"], metavar="ARCH", help="(default: fc3)")
+    parser.add_argument("--samples", nargs="+", type=int, default=[1], metavar="K", help="noise samples (default: 1)")
+    parser.add_argument("--noise", nargs="+", choices=KINDS, default=["gaussian"], help="(default: gaussian)")
+    parser.add_argument("--batch-size", nargs="+", type=int, default=[1000], metavar="B", help="(default: 1000)")
+    parser.add_argument("--backend", choices=BACKENDS, default="numpy", help="(default: numpy)")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(default: float32)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timings each number is the median of (default: 5)")
+    parser.add_argument("--against", nargs="+", choices=AGAINST, default=[], help="other implementations to time (default: none)")
+    parser.add_argument("--no-shares", action="store_true", help="leave out where the time goes (default: no)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there, too")
+    parser.add_argument("--scaling", metavar="PICTURE", type=Path, help="instead: time against K, depth and B, drawn to this file")
+    args = parser.parse_args(arguments)
+    for name, values in (("--samples", args.samples), ("--batch-size", args.batch_size), ("--rounds", [args.rounds])):
+        if min(values) < 1:
+            parser.error(f"{name} must be at least 1, got {min(values)}")
+    if args.backend == "cupy" and any(name.startswith("torch") for name in args.against):
+        parser.error("PyTorch is compared on the CPU: leave out --backend cupy or --against")
+    return args
+
+
+def configurations(args):
+    """Every asked-for combination that makes sense, as Config."""
+    for arch in args.archs:
+        for B in args.batch_size:
+            for method in args.methods:
+                for K in args.samples:
+                    for noise in args.noise:
+                        if split_method(method)[0] != "bp":
+                            yield Config(method=method, arch=arch, samples=K, noise=noise, batch_size=B, dtype=args.dtype)
+                        elif (K, noise) == (args.samples[0], args.noise[0]):
+                            yield Config(method=method, arch=arch, batch_size=B, dtype=args.dtype)
+
+
+def scaling_configurations(args):
+    """A line of configurations in each direction: K, depth, batch size."""
+    for method in args.methods:
+        for K in (1, 3, 10, 20, 30) if split_method(method)[0] != "bp" else (1,):
+            yield Config(method=method, samples=K, dtype=args.dtype)
+        for arch in ("fc6", "fc9"):
+            yield Config(method=method, arch=arch, dtype=args.dtype)
+        for B in (250, 500, 2000, 4000):
+            yield Config(method=method, batch_size=B, dtype=args.dtype)
+
+
+def main(arguments=None):
+    args = tried(arguments)
+    try:
+        backend = get_backend(args.backend)
+        if any(name.startswith("torch") for name in args.against):
+            try:
+                import torch  # noqa: F401
+            except ModuleNotFoundError:
+                raise ValueError('--against torch needs PyTorch: pip install -e ".[adapters]"') from None
+        print(f"{backend.device}; {backend.name}, NumPy {np.__version__}, {cores()} threads, Python {platform.python_version()}; "
+              f"{args.dtype}; revision {source_revision()}", flush=True)
+        if args.scaling is not None:
+            from plots import plot_scaling
+        rows = []
+        for config in configurations(args) if args.scaling is None else scaling_configurations(args):
+            rows.append(measure(config, backend, args.rounds, args.against, not args.no_shares))
+            lines = table(rows[-1:], args.against).split("\n")
+            print("\n".join(lines if len(rows) == 1 else lines[1:]), flush=True)
+        if args.scaling is not None:
+            print(plot_scaling([asdict(row) for row in rows], args.scaling))
+        noise = noise_table(backend.xp)
+        rate = timed(backend.xp, {"gemm": Floor(backend.xp, [("", "nn", 4096, 4096, 4096, 1)], args.dtype)}, 3)["gemm"]
+    except (ValueError, BackendUnavailable) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 * (1024 if sys.platform == "linux" else 1)
+    print("ns a number: " + ", ".join(f"{name} {ns:.2f}" for name, ns in noise.items()))
+    print(f"matrix products of 4096: {2 * 4096**3 / rate / 1e12:.3f} TFLOP/s; "
+          + ", ".join(f"{r.method} {r.arch} K={r.samples}: {2 * r.gmac / r.step / 1e3:.3f}" for r in rows))
+    print(f"peak of this process: {peak:.0f} MB")
+    if args.json:
+        report = {"device": backend.device, "numpy": np.__version__, "threads": cores(), "dtype": args.dtype, "revision": source_revision(),
+                  "noise_ns": noise, "gemm_seconds": rate, "rows": [asdict(r) | {"ratio": r.ratio} for r in rows]}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

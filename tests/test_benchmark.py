@@ -1,0 +1,121 @@
+"""The benchmark: its counts by hand, its table, its mistakes. No test looks at a time."""
+
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from npref import Conv, Dense, Network
+from npref.config import Config
+
+sys.path.insert(0, str(ROOT / "examples"))  # as python examples/benchmark.py does
+spec = importlib.util.spec_from_file_location("benchmark_example", ROOT / "examples" / "benchmark.py")
+benchmark = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = benchmark
+spec.loader.exec_module(benchmark)
+
+DENSE = Network((20,), (Dense(8), Dense(3)))
+CONV = Network((2, 5, 5), (Conv(4, 3, 2), Conv(5, 2), Dense(3)))
+SMALL = "--archs fc1 --batch-size 8 --rounds 1".split()
+
+
+@pytest.mark.parametrize("network, method, K, size, expected", [
+    (DENSE, "bp", 1, 1, {"clean pass": 10 * (160 + 24), "update": 10 * (160 + 24), "backward pass": 10 * 24}),
+    (DENSE, "dbp", 1, 1, {"clean pass": 10 * (160 + 24 + 400 + 64), "update": 10 * 184, "backward pass": 10 * (24 + 64),
+                          "R": 2 * 10 * 400 + 10 * 64 / 2 + 8**3}),  # 20 inputs are many for 10 rows, 8 are few
+    (DENSE, "np", 4, 3, {"clean pass": 1840, "update": 1840, "noisy passes": 4 * 240}),
+    (DENSE, "danp", 4, 3, {"clean pass": 6480, "update": 1840, "noisy passes": 3 * 64 + 4 * 240, "R": 8832}),
+    (DENSE, "dinp", 1, 1, {"clean pass": 6480, "update": 1840, "noisy passes": 3 * 64 + 240, "R": 8832}),
+    (CONV, "anp", 2, 2, {"clean pass": 10 * (4 * 18 * 4 + 16 * 5 + 15), "update": 10 * 383, "noisy passes": 20 * 95}),
+    (CONV, "inp", 2, 2, {"clean pass": 3830, "update": 3830, "noisy passes": 20 * (80 + 2 * 15)}),
+], ids=str)
+def test_the_floor_counts_multiply_adds(network, method, K, size, expected):
+    """Ten samples; counted by hand, layer by layer."""
+    found, listed = {}, benchmark.products(network, method, 10, K, size)
+    for part, kind, m, k, n, times in listed:
+        found[part] = found.get(part, 0) + m * k * n * times / (2 if kind == "syrk" else 1)
+    assert found == expected
+    floor = benchmark.Floor(np, listed, "float32")
+    assert [(*a.shape, b.shape[1], *out.shape) for _, a, b, out in floor.calls] == [(m, k, n, m, n) for _, _, m, k, n, _ in listed]
+    floor()
+    _, a, b, out = floor.calls[-1]
+    assert a.dtype == out.dtype == np.float32 and np.allclose(out, a @ b)
+
+
+def test_few_rows_leave_the_product_with_R_where_it_is():
+    listed = benchmark.products(Network((4,), (Dense(6), Dense(50))), "danp", 10, 1, 1)
+    assert [call[1:5] for call in listed if call[0] == "noisy passes"] == [("nt", 10, 6, 6), ("nt", 10, 6, 50)]
+
+
+def test_the_table_and_the_json(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    code = benchmark.main([*SMALL, "--methods", "bp", "danp", "--samples", "1", "2", "--noise", "gaussian", "rademacher",
+                           "--against", "plain", "--json", str(out)])
+    text, rows = capsys.readouterr().out, json.loads(out.read_text())["rows"]
+    assert code == 0 and "standard_normal" in text and "TFLOP/s" in text and "peak of this process" in text
+    assert [(r["method"], r["samples"], r["noise"]) for r in rows] == [
+        ("bp", 1, "-"), ("danp", 1, "gaussian"), ("danp", 1, "rademacher"), ("danp", 2, "gaussian"), ("danp", 2, "rademacher")]
+    for row in rows:
+        assert row["step"] > 0 and row["floor"] > 0 and row["ratio"] == row["step"] / row["floor"] and row["against"]["plain"] > 0
+        assert all(seconds >= 0 for seconds in row["shares"].values()) and row["memory"] > 0
+    lines = [line for line in text.splitlines() if line.startswith(("method", "bp", "danp"))]
+    assert len(lines) == 6 and lines[0].split()[-1] == "plain" and lines[1].endswith("x")
+
+
+def test_scaling_is_drawn(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+
+    def measured(config, backend, rounds, against, shares):
+        step = config.samples * config.batch_size * int(config.arch[2:])
+        return benchmark.Row(config.method, config.arch, config.samples, config.noise, config.batch_size, step, step / 2, 1.0, {}, 1.0)
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    assert benchmark.main(["--scaling", str(tmp_path / "p.png"), "--methods", "danp", "bp", "--no-shares"]) == 0
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG" and "p.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--samples", "0"], "--samples must be at least 1, got 0"),
+    (["--batch-size", "-1"], "--batch-size must be at least 1, got -1"),
+    (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+    (["--methods", "xnp"], "invalid choice: 'xnp'"),
+    (["--backend", "cupy", "--against", "torch"], "PyTorch is compared on the CPU"),
+    (["--backend", "cupy"], "CuPy"),
+])
+def test_mistakes(arguments, words, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    try:
+        code = benchmark.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2 and words in captured.err.splitlines()[-1] and not captured.out
+
+
+def test_torch_that_is_missing_is_asked_for(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert benchmark.main([*SMALL, "--against", "torch"]) == 2
+    assert 'needs PyTorch: pip install -e ".[adapters]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arch", ["fc3", "conv"])
+@pytest.mark.parametrize("name", ["torch", "torch-algebra"])
+@pytest.mark.parametrize("method", ["bp", "dbp", "np", "dnp", "inp", "dinp", "anp", "danp"])
+def test_pytorch_gives_the_same_numbers(name, method, arch):
+    pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[adapters]"')
+    import torch_steps
+
+    network = DENSE if arch == "fc3" else CONV
+    config = Config(method=method, arch=arch, **({} if "bp" in method else dict(samples=3, noise="rademacher")))
+    torch_steps.check(name, config, network)
+    step = torch_steps.step(name, config, network, benchmark.initial_state(config, network).params,
+                            np.ones((4, *network.input_shape), dtype=np.float32), np.eye(3, dtype=np.float32)[[0, 1, 2, 0]], 1)
+    step()
+    with pytest.MonkeyPatch.context() as patch:
+        whole = torch_steps.gradients
+        patch.setattr(torch_steps, "gradients", lambda *a: ([1.001 * d for d in whole(*a)[0]], whole(*a)[1]))
+        with pytest.raises(ValueError, match="dW_1 differs from npref's by"):
+            torch_steps.check(name, config, network)
