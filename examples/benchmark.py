@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 
+from npref import METHODS  # isort: skip  before NumPy, see OPENBLAS_THREAD_TIMEOUT in backend.py
 import numpy as np
 
-from npref import METHODS, BackendUnavailable, get_backend, init_adam, split_method, synchronize, to_host, update_decorrelation
+from npref import BackendUnavailable, get_backend, init_adam, split_method, synchronize, to_host, update_decorrelation
 from npref import loss as loss_of
-from npref.backend import BACKENDS, cores
+from npref.backend import BACKENDS, cores, keep_freed_memory
 from npref.config import Config
 from npref.decorrelation import moment_is_cheaper
 from npref.functions import one_hot
@@ -285,6 +286,7 @@ def main(arguments=None):
     args = tried(arguments)
     try:
         backend = get_backend(args.backend)
+        keep_freed_memory()
         if any(name.startswith("torch") for name in args.against):
             try:
                 import torch  # noqa: F401

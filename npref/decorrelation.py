@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .backend import array_module
+from .backend import array_module, in_blocks
 
-STRIP = 256  # rows of R that one product changes on a CPU
+STRIP = 1024  # rows of R that one product changes on a CPU
 
 
 def update_decorrelation(R, x_star, alpha):
@@ -26,11 +26,17 @@ def update_decorrelation(R, x_star, alpha):
     mean_square = xp.einsum("mi,mi->i", x_star, x_star) / M  # s, (n_in,)
     projected = x_star @ R  # (M, n_in)
     projected *= alpha / M
-    rows = STRIP if xp is np else n  # of R at a time: no second matrix of R's size, and the strip is still in the cache
+    rows = STRIP if xp is np else n  # of R at a time: no second matrix of R's size
     for i in range(0, n, rows):
-        strip = R[i : i + rows]
-        strip *= (1 + alpha * mean_square[i : i + rows])[:, None]
-        strip -= x_star[:, i : i + rows].T @ projected
+        strip, scale = R[i : i + rows], (1 + alpha * mean_square[i : i + rows])[:, None]
+        product = x_star[:, i : i + rows].T @ projected  # (rows, n_in)
+
+        def change(blocks, strip=strip, scale=scale, product=product):
+            for b in blocks:
+                strip[b] *= scale[b]
+                strip[b] -= product[b]
+
+        in_blocks(xp, change, len(strip), n)
 
 
 def moment_is_cheaper(M, n):

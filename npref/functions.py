@@ -41,7 +41,7 @@ def derivative(name, a, slope=0.2):
     xp = array_module(a)
     match name:
         case "leaky_relu":
-            return xp.where(a.real > 0, a.dtype.type(1), a.dtype.type(slope))
+            return xp.maximum((a.real > 0).astype(a.dtype), a.dtype.type(slope))  # 0 <= slope < 1; faster than where
         case "relu":
             return (a.real > 0).astype(a.dtype)
         case "tanh":

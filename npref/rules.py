@@ -59,7 +59,7 @@ def bp_update(network, params, x, t, *, loss="cce"):
     dL_dx = loss_gradient(loss, trace.y, t)  # (B, n_L)
     for l in reversed(range(len(network.layers))):
         layer = network.layers[l]
-        g[l] = to_rows(dL_dx) * derivative(layer.activation, trace.a[l], layer.slope)  # (B*P, n_out)
+        g[l] = _times_derivative(layer, to_rows(dL_dx), trace.a[l])  # (B*P, n_out)
         if l > 0:
             rows = g[l] @ matrix(params.W[l])  # (B*P, n_in)
             if params.R[l] is not None:
@@ -116,7 +116,7 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
     return _update(params, trace, errors, clean_loss, dL)
 
 
-def group_size(network, rule, batch, itemsize, samples, budget=512 * 2**20):
+def group_size(network, rule, batch, itemsize, samples, budget=128 * 2**20):
     """How many of the K noise samples to hold at a time so that their arrays stay within `budget` bytes (at least 1)."""
     patches = max((prod(weight_shape(layer, shape)[1:]) * prod(out[1:]) for layer, shape, out in
                    zip(network.layers[1:], network.shapes[1:], network.shapes[2:]) if isinstance(layer, Conv)), default=0)
@@ -124,6 +124,16 @@ def group_size(network, rule, batch, itemsize, samples, budget=512 * 2**20):
     numbers = 3 * sum(network.units) + passes * (patches + 3 * max(network.units))  # noise, last group's, δa; patches, x, padded, next a
     row = numbers * itemsize + passes * 4 * network.units[-1] * 8  # and the loss, in float64
     return max(1, min(samples, budget // (row * batch)))
+
+
+def _times_derivative(layer, g, a):
+    """g ⊙ f'(a), in g's place: rows (B*P, n_out)."""
+    def multiply(blocks):
+        for b in blocks:
+            g[b] *= derivative(layer.activation, a[b], layer.slope)
+
+    in_blocks(array_module(g), multiply, *g.shape)
+    return g
 
 
 def _baseline_pass(network, params, x, t, loss, baseline):

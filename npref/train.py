@@ -9,7 +9,7 @@ import numpy as np
 
 from . import noise as noise_source
 from . import rules, runlog
-from .backend import array_module, get_backend, to_host
+from .backend import array_module, get_backend, keep_freed_memory, to_host
 from .decorrelation import mean_squared_correlation, update_decorrelation
 from .functions import correct, one_hot
 from .functions import loss as loss_of
@@ -161,6 +161,7 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     """
     config = replace(config, dataset=data.name)
     backend = get_backend(config.backend)
+    keep_freed_memory()
     data = data.limited(config.limit_train, config.limit_test)
     network = config.network(data.x_train.shape[1:], data.classes)
     environment = {**runlog.environment(backend), "data": data.fingerprint()}

@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -201,3 +202,42 @@ else:
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "0", done.stderr
+
+
+def run_python(code, **environment):
+    kept = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=kept | environment).stdout.split()
+
+
+def test_the_threads_of_openblas_are_told_not_to_spin_unless_the_user_says_otherwise():
+    code = "import os, sys, npref; print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
+    assert run_python(code) == ["4"] and run_python(code, OPENBLAS_THREAD_TIMEOUT="26") == ["26"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept():
+    """20 MB, freed, stay with the process: in use beside what was there before, as the kernel counts it."""
+    code = """
+import numpy as np
+from npref.backend import keep_freed_memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+keep_freed_memory()
+before = resident()
+a = np.ones(20 * 10**6, dtype=np.uint8)
+del a
+print(resident() - before)
+"""
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("needs Linux's /proc")
+    assert int(run_python(code)[0]) > 15 * 10**6
+    assert int(run_python(code.replace("\nkeep_freed_memory()", ""))[0]) < 5 * 10**6
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    def missing(name):
+        raise OSError("no such library")
+    monkeypatch.setattr(backend.ctypes, "CDLL", missing)
+    backend.keep_freed_memory()
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: object())
+    backend.keep_freed_memory()

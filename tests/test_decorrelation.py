@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from reference import assert_close
 
 from npref import equations, mean_squared_correlation, update_decorrelation
+from npref.decorrelation import moment_is_cheaper
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -17,6 +18,25 @@ def test_update_is_the_equation(seed):
     updated = R.copy()
     update_decorrelation(updated, x, alpha)
     assert_close(updated, expected, scale)
+
+
+@pytest.mark.parametrize("strip", [1, 3, 7, 20])
+def test_strips_of_R_do_not_show(strip, monkeypatch):
+    rng = np.random.default_rng(3)
+    x, R = rng.normal(size=(4, 7)), rng.normal(size=(7, 7))
+    expected = equations.decorrelation_update(R, [row[:, None] for row in x], 0.1)
+    monkeypatch.setattr("npref.decorrelation.STRIP", strip)
+    monkeypatch.setattr("npref.backend.cache_block", lambda xp: 14)
+    update_decorrelation(R, x, 0.1)
+    assert_close(R, expected, 10)
+
+
+def test_the_cheaper_form():
+    """M n² / 2 + n³ against 2 M n²: equal at n = 1.5 M."""
+    for M, n in ((2, 3), (10, 15), (10, 14), (1000, 1024)):
+        assert moment_is_cheaper(M, n) and M * n**2 / 2 + n**3 <= 2 * M * n**2
+    for M, n in ((1, 2), (10, 16), (1000, 3072)):
+        assert not moment_is_cheaper(M, n) and M * n**2 / 2 + n**3 > 2 * M * n**2
 
 
 def test_columns_of_a_convolution_count_as_samples():
