@@ -121,13 +121,16 @@ class Floor:
 
 
 def timed(xp, contestants, rounds):
-    """{name: median seconds} of functions called in turn, `rounds` times after a warm-up."""
-    seconds = {name: [] for name in contestants}
+    """{name: median seconds} of functions called in turn, `rounds` times after a warm-up.
+
+    Every round begins with another one, for a library's threads may still be spinning on the cores of whoever comes after it.
+    """
+    seconds, names = {name: [] for name in contestants}, list(contestants)
     for i in range(rounds + 1):
-        for name, function in contestants.items():
+        for name in names[i % len(names) :] + names[: i % len(names)]:
             synchronize(xp)
             began = time.perf_counter()
-            function()
+            contestants[name]()
             synchronize(xp)
             if i > 0:
                 seconds[name].append(time.perf_counter() - began)
