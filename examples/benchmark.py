@@ -2,13 +2,16 @@
 
 For each method, architecture, K and batch size it prints seconds per step (median), the *floor* (the step's irreducible matrix
 products, of the same shapes and dtype, timed alone in the same rounds), their ratio, where the rest of the time goes, and the peak of
-the memory that the step takes. --against also times the plain form of the rules, or PyTorch, once they have given npref's numbers.
-Compare ratios of one run: machines are noisy, and rounds alternate between everything that is compared.
+the (host) memory that the step takes. Of the causes, "batch" is fetching and scaling a mini-batch, which is not part of the step, and
+"elementwise" is what the others leave. --against also times the plain form of the rules, or PyTorch. PyTorch's forms must give npref's
+numbers first (torch-compile: before it is compiled), and a test compares the plain form. npref's step alone looks for numbers that are
+not finite. Compare ratios of one run: machines are noisy, and rounds mix everything that is compared.
 """
 
 import argparse
 import json
 import platform
+import random
 import resource
 import statistics
 import sys
@@ -83,7 +86,7 @@ def products(network, method, B, K, size):
         if rule == "bp":
             out.append(("backward pass", "nn", M, n_out, n, 1))
             if decorrelate:
-                out.append(("backward pass", "nn", M, n, n, 1))
+                out.append(("backward pass", "nn", min(M, n_out), n, n, 1))  # W R, or R after W
         else:
             passes = l if rule == "inp" else 1  # INP's passes for the layers before are under way
             fused = decorrelate and passes * K * M > n_out
@@ -123,11 +126,11 @@ class Floor:
 def timed(xp, contestants, rounds):
     """{name: median seconds} of functions called in turn, `rounds` times after a warm-up.
 
-    Every round begins with another one, for a library's threads may still be spinning on the cores of whoever comes after it.
+    Every round has an order of its own, for a library's threads may still be spinning on the cores of whoever comes after it.
     """
-    seconds, names = {name: [] for name in contestants}, list(contestants)
+    seconds, names, rng = {name: [] for name in contestants}, list(contestants), random.Random(0)
     for i in range(rounds + 1):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in rng.sample(names, len(names)):
             synchronize(xp)
             began = time.perf_counter()
             contestants[name]()
@@ -167,9 +170,10 @@ def measure(config, backend, rounds, against=(), shares=True):
         found = timed(xp, parts(config, network, state, x, t, batch, floor, listed), max(3, rounds // 2))
         found["decorrelation"] = max(0.0, found["decorrelation"] - found.pop("R products"))
         found["elementwise"] = max(0.0, seconds["step"] - seconds["floor"] - sum(v for k, v in found.items() if k != "batch"))
-    return Row(config.method, config.arch, K, config.noise if rule != "bp" else "-", B, seconds["step"], seconds["floor"],
-               sum(m * k * n * times / (2 if kind == "syrk" else 1) for _, kind, m, k, n, times in listed) / 1e9, found, memory,
-               {name: seconds[name] / seconds["step"] for name in against})
+    halved = 2 if xp is np else 1  # NumPy's BLAS computes one half of rowsᵀ rows
+    gmac = sum(m * k * n * times / (halved if kind == "syrk" else 1) for _, kind, m, k, n, times in listed) / 1e9
+    return Row(config.method, config.arch, K, config.noise if rule != "bp" else "-", B, seconds["step"], seconds["floor"], gmac, found,
+               memory, {name: seconds[name] / seconds["step"] for name in against})
 
 
 def parts(config, network, state, x, t, batch, floor, listed):
@@ -256,6 +260,10 @@ def tried(arguments):
     for name, values in (("--samples", args.samples), ("--batch-size", args.batch_size), ("--rounds", [args.rounds])):
         if min(values) < 1:
             parser.error(f"{name} must be at least 1, got {min(values)}")
+    if args.scaling is not None:
+        for name in ("archs", "samples", "noise", "batch_size"):
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f"--scaling has its own K, depths and batch sizes: leave out --{name.replace('_', '-')}")
     if args.backend == "cupy" and any(name.startswith("torch") for name in args.against):
         parser.error("PyTorch is compared on the CPU: leave out --backend cupy or --against")
     return args

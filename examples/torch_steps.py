@@ -2,8 +2,8 @@
 
 `torch` is written as PyTorch's users write it: the clean pass and all noisy passes stacked in one batch, autograd for BP and for a
 convolution's update, torch.optim.Adam, the moment times R. `torch-compile` is that, compiled. `torch-algebra` shares what npref
-shares: noisy passes start where their noise does and multiply by A = W R, K errors are summed before one product, R in its cheap form,
-the optimiser fused. Before it is timed, each must give npref's numbers (`check`).
+shares: noisy passes start where their noise does and multiply by A = W R (always formed here), K errors are summed before one product, R
+in its cheap form, the optimiser fused; all K noise samples are held at once. Before it is timed, each must give npref's numbers (`check`).
 """
 
 from dataclasses import replace

@@ -8,7 +8,7 @@ import ctypes
 import os
 import platform
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
@@ -85,13 +85,13 @@ def synchronize(xp: ModuleType) -> None:
 def cache_block(xp: ModuleType) -> int:
     """How many elements an elementwise loop should take at a time: a CPU's share of its cache, or all on a GPU.
 
-    A megabyte of float32: threads pass Python's lock on between two operations, and smaller ones would be over too soon for that.
+    A megabyte of float32. Between two operations a thread waits for Python's lock; each must last long enough to make up for that.
     """
     return 1 << 18 if xp is np else sys.maxsize
 
 
 def cores() -> int:
-    """How many threads share elementwise work on the CPU: as many as BLAS is told to use, else every core of this process."""
+    """How many threads share elementwise work on the CPU: what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says, else every core."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         if os.environ.get(name, "").isdecimal() and int(os.environ[name]) > 0:
             return int(os.environ[name])
@@ -101,8 +101,9 @@ def cores() -> int:
 def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
     """function(blocks), where blocks is a list of consecutive slices; all lists together cover range(n), whose items have `width` numbers.
 
-    On a CPU a slice stays in the cache for all that is done to it, and every core has a list of its own, so functions write to
-    their slices only (NumPy computes without Python's lock). On a GPU there is one slice. No result depends on the division.
+    On a CPU a slice stays in the cache for all that is done to it, and the slices are shared out among the cores, as far as there are
+    enough: functions write to their own only (NumPy computes without Python's lock). On a GPU there is one slice. No result depends
+    on the division. An error on any thread is raised once all have ended.
     """
     size = max(1, cache_block(xp) // max(1, width))
     blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
@@ -112,12 +113,18 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
             function(blocks)
         return
     parts = [blocks[w * len(blocks) // workers : (w + 1) * len(blocks) // workers] for w in range(workers)]
-    others = [_threads(workers - 1).submit(copy_context().run, function, part) for part in parts[1:]]  # the context has np.errstate
+    others = []
     try:
+        for part in parts[1:]:
+            try:
+                others.append(_threads(workers - 1).submit(copy_context().run, function, part))  # the context has np.errstate
+            except RuntimeError:  # no more threads to be had, as when the interpreter is shutting down
+                function(part)
         function(parts[0])
     finally:
-        for other in others:
-            other.result()
+        wait(others)
+    for other in others:
+        other.result()
 
 
 def keep_freed_memory() -> None:

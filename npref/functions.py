@@ -34,7 +34,7 @@ def activate(name, a, slope=0.2):
 
 
 def derivative(name, a, slope=0.2):
-    """f'(a), elementwise, from the pre-activation (at a kink: the left side's value).
+    """f'(a), elementwise, from the pre-activation (at a kink: the left side's value). `slope` as in `activate`, 0 <= slope < 1.
 
     Raises ValueError for step and sign, which have none: use a perturbation rule, which needs no derivative.
     """

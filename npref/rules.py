@@ -61,9 +61,11 @@ def bp_update(network, params, x, t, *, loss="cce"):
         layer = network.layers[l]
         g[l] = _times_derivative(layer, to_rows(dL_dx), trace.a[l])  # (B*P, n_out)
         if l > 0:
-            rows = g[l] @ matrix(params.W[l])  # (B*P, n_in)
-            if params.R[l] is not None:
-                rows = rows @ params.R[l]
+            W, R = matrix(params.W[l]), params.R[l]
+            if R is None:
+                rows = g[l] @ W  # (B*P, n_in)
+            else:  # by W R where there are more rows than units: see `_multiplier`
+                rows = g[l] @ (W @ R) if len(g[l]) > len(W) else (g[l] @ W) @ R
             dL_dx = unfold_adjoint(layer, rows, network.shapes[l])
     return _update(params, trace, g, loss_of(loss, trace.y, t), [])
 

@@ -153,6 +153,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     """Train as configured: an iterator of one dict per epoch (epoch, step, train and test loss and accuracy, correlation, seconds).
 
     out: folder for log.h5 and checkpoint.h5, created if need be; one that holds a run already is refused unless resume.
+    The process then keeps up to a gigabyte of what its arrays free (`backend.keep_freed_memory`).
+
     progress(done, of): called after every batch. stop(): asked before every batch; if true the run saves itself and raises
     Interrupted. data: a Dataset; config's limits are applied to it.
 

@@ -26,7 +26,8 @@ def plain_update(config, network, params, x, t, groups):
             noise = [e if p in (None, l) else xp.zeros_like(e) for l, e in enumerate(eps)]
             noisy = forward(network, params, x, noise)
             dL.append(loss(config.loss, noisy.y, t) - clean_loss)  # (B,)
-            da = [(a_tilde - a).reshape(B, -1) for a_tilde, a in zip(noisy.a, clean.a)]
+            if rule == "anp":
+                da = [(a_tilde - a).reshape(B, -1) for a_tilde, a in zip(noisy.a, clean.a)]
             for l in range(L) if p is None else (p,):
                 v = to_rows(noise[l]).reshape(B, -1)  # (B, N_l)
                 if rule == "np":

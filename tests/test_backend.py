@@ -3,6 +3,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import numpy as np
@@ -168,6 +169,37 @@ def test_blocks_run_on_several_threads_with_the_callers_error_handling(monkeypat
     assert len(seen) == 6 and len({thread for thread, *_ in seen}) == 2 and {state for _, state, _ in seen} == {"ignore"}
 
 
+def test_an_error_is_raised_once_every_thread_has_ended(monkeypatch):
+    monkeypatch.setattr(backend, "cache_block", lambda xp: 1)
+    monkeypatch.setattr(backend, "cores", lambda: 3)
+    ended, failed = [], threading.Event()
+
+    def function(blocks):
+        if blocks[0].start == 1:
+            failed.set()
+            raise RuntimeError("broken")
+        assert failed.wait(60)
+        time.sleep(0.05)
+        ended.append(blocks[0].start)
+
+    with pytest.raises(RuntimeError, match="broken"):
+        backend.in_blocks(np, function, 3)
+    assert sorted(ended) == [0, 2]
+
+
+def test_without_more_threads_the_caller_does_it_all(monkeypatch):
+    class Full:
+        def submit(self, *arguments):
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(backend, "_threads", lambda count: Full())
+    monkeypatch.setattr(backend, "cache_block", lambda xp: 1)
+    monkeypatch.setattr(backend, "cores", lambda: 3)
+    done = []
+    backend.in_blocks(np, done.extend, 5)
+    assert sorted(b.start for b in done) == [0, 1, 2, 3, 4]
+
+
 def test_a_device_gets_one_block(fake_cupy):
     lists = []
     backend.in_blocks(fake_cupy, lists.append, 10**9, 10**9)
@@ -218,10 +250,11 @@ def test_the_threads_of_openblas_are_told_not_to_spin_unless_the_user_says_other
 def test_freed_memory_is_kept():
     """20 MB, freed, stay with the process: in use beside what was there before, as the kernel counts it."""
     code = """
+import os
 import numpy as np
 from npref.backend import keep_freed_memory
 def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 keep_freed_memory()
 before = resident()
 a = np.ones(20 * 10**6, dtype=np.uint8)

@@ -24,7 +24,7 @@ SMALL = "--archs fc1 --batch-size 8 --rounds 1".split()
 
 @pytest.mark.parametrize("network, method, K, size, expected", [
     (DENSE, "bp", 1, 1, {"clean pass": 10 * (160 + 24), "update": 10 * (160 + 24), "backward pass": 10 * 24}),
-    (DENSE, "dbp", 1, 1, {"clean pass": 10 * (160 + 24 + 400 + 64), "update": 10 * 184, "backward pass": 10 * (24 + 64),
+    (DENSE, "dbp", 1, 1, {"clean pass": 10 * (160 + 24 + 400 + 64), "update": 10 * 184, "backward pass": 10 * 24 + 3 * 64,
                           "R": 2 * 10 * 400 + 10 * 64 / 2 + 8**3}),  # 20 inputs are many for 10 rows, 8 are few
     (DENSE, "np", 4, 3, {"clean pass": 1840, "update": 1840, "noisy passes": 4 * 240}),
     (DENSE, "danp", 4, 3, {"clean pass": 6480, "update": 1840, "noisy passes": 3 * 64 + 4 * 240, "R": 8832}),
@@ -81,6 +81,8 @@ def test_scaling_is_drawn(tmp_path, monkeypatch, capsys):
     (["--samples", "0"], "--samples must be at least 1, got 0"),
     (["--batch-size", "-1"], "--batch-size must be at least 1, got -1"),
     (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+    (["--scaling", "p.png", "--samples", "3"], "--scaling has its own K, depths and batch sizes: leave out --samples"),
+    (["--scaling", "p.png", "--batch-size", "3"], "leave out --batch-size"),
     (["--methods", "xnp"], "invalid choice: 'xnp'"),
     (["--backend", "cupy", "--against", "torch"], "PyTorch is compared on the CPU"),
     (["--backend", "cupy"], "CuPy"),
