@@ -15,7 +15,8 @@ from functools import lru_cache
 from types import ModuleType
 
 # OpenBLAS reads this as NumPy loads it: how long, as a power of two of clock ticks, its threads spin for the next product. By default
-# that is 25 ms, on cores that are wanted for elementwise work by then. It has no effect where NumPy was imported before npref.
+# (26) that is tens of milliseconds, on cores that are wanted for elementwise work by then. It has no effect where NumPy was imported
+# before npref.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 import numpy as np
@@ -130,8 +131,8 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
 def keep_freed_memory() -> None:
     """Let this process keep what its arrays free, to be used again, up to a gigabyte; for arrays below 32 MB, and with glibc.
 
-    A training step allocates the same arrays each time. Handed back to the system they come again as zeroed pages, at a tenth of
-    the step's time.
+    A training step allocates the same arrays each time. Handed back to the system they come again as zeroed pages, at up to a
+    tenth of the step's time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
