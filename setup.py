@@ -9,8 +9,8 @@ extras = {
     "cuda12": ["cupy-cuda12x>=13"],
     "cuda13": ["cupy-cuda13x>=13.6"],
     "adapters": ["torch>=2.4", "jax>=0.4.34"],
-    "examples": ["matplotlib>=3.7", "tqdm>=4.60"],
-    "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "matplotlib>=3.7", "tqdm>=4.60"],
+    "examples": ["matplotlib>=3.7", "pillow>=10", "tqdm>=4.60"],
+    "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "matplotlib>=3.7", "pillow>=10", "tqdm>=4.60"],
 }
 
 setup(
@@ -19,7 +19,7 @@ setup(
     description="Reference implementation of node perturbation learning (NP, INP, ANP and their decorrelated forms) on NumPy and CuPy",
     long_description=(root / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=["npref", "npref.oracle"],
+    packages=["npref", "npref.datasets", "npref.oracle"],
     python_requires=">=3.10",
     install_requires=["numpy>=2.0", "scipy>=1.11", "h5py>=3.11"],
     extras_require=extras,

@@ -52,3 +52,25 @@ def cifar10_dir():
     if folder is None:
         pytest.skip("needs CIFAR-10 in $NPREF_DATA or data/")
     return folder
+
+
+@pytest.fixture
+def tiny_imagenet_dir():
+    """Real images of Tiny ImageNet, if they are on this machine."""
+    from npref import datasets
+
+    folder = datasets.find(datasets.TINY_IMAGENET.folder)
+    if folder is None:
+        pytest.skip("needs Tiny ImageNet in $NPREF_DATA or data/")
+    return folder
+
+
+@pytest.fixture
+def sarcos_test_file():
+    """The real test file of SARCOS, if it is on this machine."""
+    from npref import datasets
+
+    path = datasets.find(datasets.SARCOS_TEST.file)
+    if path is None:
+        pytest.skip("needs sarcos_inv_test.mat in $NPREF_DATA or data/")
+    return path

@@ -1,13 +1,18 @@
 import hashlib
+import subprocess
+import sys
 import tarfile
+import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from npref import datasets
-from npref.datasets import CIFAR10, Archive, Dataset
+from npref.datasets import CIFAR10, CIFAR100, Archive, Dataset
 
 FILES = CIFAR10.members[:6]
+SYNTHETIC = ([78, 81, 21, 164, 116, 147, 163, 165], [39, 38, 53, 32, 28, 83, 101, 114])  # some pixels of it
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +90,77 @@ def test_damage_is_named_and_never_hidden(binary, damaged, monkeypatch, name, sp
     assert f"python -m npref.datasets fetch cifar10 --data-dir {root}" in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def binary100(tmp_path_factory):
+    """A folder in CIFAR-100's binary format, with made-up pixels: fine label i % 100, coarse label that over 5."""
+    folder = tmp_path_factory.mktemp("data100") / CIFAR100.folder
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, n in (("train.bin", 50_000), ("test.bin", 10_000)):
+        records = np.zeros((n, 3074), dtype=np.uint8)
+        records[:, 1] = np.arange(n) % 100
+        records[:, 0] = records[:, 1] // 5
+        records[:1000, 2:] = rng.integers(0, 256, size=(1000, 3072), dtype=np.uint8)
+        (folder / name).write_bytes(records.tobytes())
+    return folder
+
+
+def test_cifar100(binary100):
+    data = datasets.load("cifar100", binary100.parent)
+    record = (binary100 / "train.bin").read_bytes()[3074 * 207 : 3074 * 208]
+    assert data.y_train[207] == record[1] == 7 and record[0] == 1  # the fine label
+    assert data.x_train[207, 0].tobytes() == record[2:1026] and data.x_train[207, 2, 1, 0] == record[2 + 2048 + 32]
+    assert data.x_train.shape == (50_000, 3, 32, 32) and data.x_test.shape == (10_000, 3, 32, 32) and data.classes == 100
+    assert data.y_train.max() == 99 and data.y_test[123] == 23 and (data.inputs, data.name) == ("unit", "cifar100")
+    assert data.completeness == "50000 of 50000 + 10000 of 10000"
+    assert data.limited(7, 5).completeness == "7 of 50000 + 5 of 10000"
+
+
+@pytest.mark.parametrize("spoil, error, words", [
+    (lambda raw: None, FileNotFoundError, "test.bin: missing; get it again"),
+    (lambda raw: raw[:-1], ValueError, "test.bin: expected 30740000 bytes .10000 records of 3074., got 30739999"),
+    (lambda raw: b"<html>404</html>", ValueError, "test.bin: expected 30740000 bytes .* got 16"),
+    (lambda raw: raw[:6149] + b"\x64" + raw[6150:], ValueError, "test.bin: expected fine labels 0 to 99, got 100 in record 2"),
+    (lambda raw: raw[:6148] + b"\x14" + raw[6149:], ValueError, "test.bin: expected coarse labels 0 to 19, got 20 in record 2"),
+])
+def test_damage_of_cifar100(binary100, tmp_path, spoil, error, words):
+    folder = tmp_path / CIFAR100.folder
+    folder.mkdir()
+    (folder / "train.bin").symlink_to(binary100 / "train.bin")
+    if (content := spoil((binary100 / "test.bin").read_bytes())) is not None:
+        (folder / "test.bin").write_bytes(content)
+    with pytest.raises(error, match=words) as caught:
+        datasets.load("cifar100", tmp_path)
+    assert f"python -m npref.datasets fetch cifar100 --data-dir {tmp_path}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_available(binary, tmp_path, monkeypatch):
+    assert all(datasets.available(name, tmp_path) == (name == "auto" or "synthetic" in name) for name in datasets.DATASETS)
+    assert datasets.available("cifar10", binary.parent) and not datasets.available("cifar100", binary.parent)
+    (tmp_path / "sarcos_inv_test.mat").write_text("not looked into")
+    assert datasets.available("sarcos-split-test", tmp_path) and not datasets.available("sarcos", tmp_path)
+    (tmp_path / "sarcos_inv.mat").write_text("not looked into")
+    assert datasets.available("sarcos", tmp_path) and datasets.available("sarcos-dedup", tmp_path)
+    monkeypatch.setattr(datasets, "default_dir", lambda: tmp_path)
+    monkeypatch.delenv("NPREF_DATA", raising=False)
+    assert datasets.available("sarcos") and not datasets.available("tiny-imagenet")
+    with pytest.raises(ValueError, match="unknown data set 'mnist': expected one of auto"):
+        datasets.available("mnist")
+
+
+@pytest.mark.parametrize("name, words", [
+    ("cifar100", "no CIFAR-100: expected the folder cifar-100-binary in .* or use --dataset synthetic-cifar100"),
+    ("tiny-imagenet", "no Tiny ImageNet: expected the folder tiny-imagenet-200 in .* or use --dataset synthetic-tiny-imagenet"),
+    ("sarcos", "no SARCOS: expected the file sarcos_inv.mat in .* or use --dataset synthetic-sarcos$"),
+    ("sarcos-dedup", "no SARCOS: expected the file sarcos_inv.mat in .*fetch sarcos-dedup"),
+    ("sarcos-split-test", "no SARCOS: expected the file sarcos_inv_test.mat in .*fetch sarcos-split-test"),
+])
+def test_what_is_not_there(tmp_path, name, words):
+    with pytest.raises(FileNotFoundError, match=words) as caught:
+        datasets.load(name, tmp_path)
+    assert f"python -m npref.datasets fetch {name} --data-dir {tmp_path}" in str(caught.value)
+
+
 def test_limits_and_fingerprint(binary):
     data = datasets.load("cifar10", binary.parent)
     small = data.limited(10, 20)
@@ -125,11 +201,74 @@ def test_synthetic():
     assert -2.2 < slope < -1.8  # amplitude 1/f is power 1/f²
 
 
+def test_synthetic_is_what_it_was():
+    """Pixels noted when it was made first; a rounding may fall otherwise elsewhere."""
+    data = datasets.synthetic(limit_train=100, limit_test=10)
+    assert np.abs(data.x_train[0, 0, 0, :8] - np.array(SYNTHETIC[0])).max() <= 1
+    assert np.abs(data.x_test[9, 2, 31, -8:] - np.array(SYNTHETIC[1])).max() <= 1
+
+
+@pytest.mark.parametrize("name, classes, side, n, inputs", [("synthetic-cifar100", 100, 32, (8000, 2000), "unit"),
+                                                            ("synthetic-tiny-imagenet", 200, 64, (4000, 1000), "standard")])
+def test_other_synthetic_images(name, classes, side, n, inputs):
+    data = datasets.load(name, limit_train=2 * classes, limit_test=30)
+    assert data.x_train.shape == (2 * classes, 3, side, side) and data.x_train.dtype == np.uint8
+    assert np.bincount(data.y_train).tolist() == [2] * classes and (data.name, data.classes, data.inputs) == (name, classes, inputs)
+    assert data.official is None and data.completeness == f"{2 * classes} + 30"
+    again = datasets.load(name, limit_train=10, limit_test=7)  # a part is the beginning of the whole, bit for bit
+    assert np.array_equal(again.x_train, data.x_train[:10]) and np.array_equal(again.x_test, data.x_test[:7])
+    x = data.x_train / 255.0
+    assert 0.43 < x.mean() < 0.51 and 0.2 < x.std() < 0.28
+    spectrum = np.mean(np.abs(np.fft.rfft2(x[:, 0] - x[:, 0].mean())) ** 2, axis=0)
+    assert -2.3 < np.polyfit(np.log(np.arange(1, 12)), np.log(spectrum[0, 1:12]), 1)[0] < -1.7
+    fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :]
+    white = np.fft.irfft2(np.fft.rfft2(x.sum(axis=1) - x.sum(axis=1).mean()) * np.hypot(fy, fx), s=(side, side)).reshape(2, classes, -1)
+    white -= white.mean(axis=(0, 1))
+    same = np.sum(white[0] * white[1], axis=1)  # of one class
+    other = np.sum(white[0] * np.roll(white[1], 1, axis=0), axis=1)
+    assert same.mean() > other.mean() + 3 * np.hypot(same.std(), other.std()) / np.sqrt(classes)
+    with pytest.raises(ValueError, match=f"limit_test must be between 1 and {n[1]}, the size of {name}, got {n[1] + 1}"):
+        datasets.load(name, limit_test=n[1] + 1)
+
+
+def test_the_sets_share_no_noise():
+    first = [datasets.load(name, limit_train=1, limit_test=1).x_train[0] for name in ("synthetic", "synthetic-cifar100")]
+    assert abs(np.corrcoef(first[0].ravel(), first[1].ravel())[0, 1]) < 0.9
+
+
 @pytest.mark.parametrize("labels", [np.array([0, 10]), np.array([-1, 0]), np.array([0]), np.array([[0], [1]]), np.array([0.0, 1.0])])
 def test_labels_that_cannot_be(labels):
     images = np.zeros((2, 3, 4, 4), dtype=np.uint8)
     with pytest.raises(ValueError, match="made here: expected one label from 0 to 9 for each of 2 images"):
         Dataset("made here", "", images, labels, images, np.array([0, 1]), 10)
+
+
+def test_regression():
+    x, t = np.arange(8.0).reshape(4, 2), np.arange(12.0).reshape(4, 3)
+    data = Dataset("arm", "made here", x, t, x[:2], t[:2], 3, inputs="raw", official=(10, 2))
+    assert data.regression and data.completeness == "4 of 10 + 2 of 2"
+    small = data.limited(3, 1)
+    assert (small.inputs, small.official, small.completeness) == ("raw", (10, 2), "3 of 10 + 1 of 2")
+    assert small.fingerprint() == data.limited(3, 1).fingerprint() != data.fingerprint()
+    nan = np.where(np.arange(12).reshape(4, 3) == 7, np.nan, t)
+    for changes, words in (
+        (dict(y_train=t[:3]), r"expected float features \(n, D\) and float targets \(n, 3\), got \(4, 2\) of float64 and \(3, 3\)"),
+        (dict(classes=4), r"float targets \(n, 4\)"),
+        (dict(y_test=np.array([0, 1])), r"float targets \(n, 3\)"),
+        (dict(x_train=x.astype(int)), r"got \(4, 2\) of int64"),
+        (dict(x_train=x[:, :, None]), r"got \(4, 2, 1\)"),
+        (dict(x_train=x[:0], y_train=t[:0]), r"got \(0, 2\)"),
+        (dict(y_train=nan), "expected finite targets, got nan in row 2, column 1"),
+        (dict(x_test=np.full((2, 2), np.inf)), "expected finite features, got inf in row 0, column 0"),
+        (dict(inputs="none"), "inputs must be one of unit, standard, raw, got 'none'"),
+    ):
+        with pytest.raises(ValueError, match="arm: .*" + words):
+            replace(data, **changes)
+
+
+def test_import_is_light():
+    code = "import sys, npref.datasets; print([m for m in ('PIL', 'scipy.io', 'cupy', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.fixture
@@ -196,3 +335,80 @@ def test_fetch_command(archive, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as caught:
             datasets.main(arguments)
         assert caught.value.code == 2
+
+
+@pytest.fixture
+def zipped(tmp_path):
+    """A small zip in the layout of Tiny ImageNet, with members that nobody asked for and some that point outside."""
+    packed = tmp_path / "box.zip"
+    with zipfile.ZipFile(packed, "w") as box:
+        for name in ("box/names.txt", "box/train/a/images/1.JPEG", "box/train/b/images/2.JPEG", "box/train/a/boxes.txt", "box/test/3.JPEG",
+                     "box/train/../images/4.JPEG", "box/train/../../images/5.JPEG", "../outside.txt", "/box/train/c/images/6.JPEG",
+                     "box/train/..\\x/images/7.JPEG", "box/train/a/images/deep/8.JPEG", "box/train/./images/9.JPEG"):
+            box.writestr(name, name)
+    raw = packed.read_bytes()
+    return packed, Archive("https://example.org/box.zip", len(raw), None, "box", ("train/*/images/*.JPEG", "names.txt"),
+                           md5=hashlib.md5(raw).hexdigest())
+
+
+def test_fetch_zip(zipped, tmp_path):
+    packed, spec = zipped
+    before = {p for p in tmp_path.rglob("*")}
+    folder = datasets.fetch(spec, tmp_path / "data", url=packed.as_uri())
+    written = {str(p.relative_to(tmp_path)) for p in set(tmp_path.rglob("*")) - before if p.is_file()}
+    assert written == {"data/box.zip", "data/box/names.txt", "data/box/train/a/images/1.JPEG", "data/box/train/b/images/2.JPEG"}
+    assert (folder / "train/b/images/2.JPEG").read_text() == "box/train/b/images/2.JPEG"
+    (folder / "names.txt").unlink()
+    datasets.fetch(spec, tmp_path / "data", url="file:///nowhere")  # the verified download is there: no network needed
+    assert (folder / "names.txt").exists()
+
+
+def test_fetch_zip_that_goes_wrong(zipped, tmp_path, monkeypatch, capsys):
+    packed, spec = zipped
+    target = tmp_path / "data"
+    raw = packed.read_bytes()
+    other = tmp_path / "other.zip"
+    other.write_bytes(raw[:-1] + b"x")  # the right size
+    with pytest.raises(ValueError, match=f"expected {spec.size} bytes with md5 {spec.md5}, got {spec.size} bytes with .*nothing was kept"):
+        datasets.fetch(spec, target, url=other.as_uri())
+    other.write_bytes(raw[:-1])
+    with pytest.raises(ValueError, match=f"got {spec.size - 1} bytes with"):
+        datasets.fetch(spec, target, url=other.as_uri())
+    assert list(target.iterdir()) == []
+    with pytest.raises(ValueError, match="expected a file box/val/.*.JPEG in it"):
+        datasets.fetch(replace(spec, members=("val/*.JPEG",)), target, url=packed.as_uri())
+    page = tmp_path / "page.html"
+    page.write_text("<html>moved</html>")
+    html = replace(spec, size=18, md5=hashlib.md5(page.read_bytes()).hexdigest())
+    monkeypatch.setattr(datasets, "ARCHIVES", {"tiny-imagenet": html})
+    assert datasets.main(["fetch", "tiny-imagenet", "--data-dir", str(tmp_path / "new"), "--url", page.as_uri()]) == 2
+    assert capsys.readouterr().err == "error: File is not a zip file\n"
+
+
+def test_official_checksums(tmp_path, capsys):
+    page = tmp_path / "page"
+    page.write_text("<html>moved</html>")
+    for name, words in (
+        ("cifar100", "expected 168513733 bytes with sha256 58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
+        ("tiny-imagenet", "expected 248100043 bytes with md5 90528d7ca1a48142e341f4ef8d21d0de"),
+    ):
+        assert datasets.main(["fetch", name, "--data-dir", str(tmp_path / "d"), "--url", page.as_uri()]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and words in err and "got 18 bytes" in err
+
+
+def test_show(binary, tmp_path, capsys):
+    assert datasets.main(["show", "cifar10", "--data-dir", str(binary.parent)]) == 0
+    assert capsys.readouterr().out == (
+        f"cifar10: {binary}\ntraining: 50000x3x32x32 of uint8, labels 50000 of int64\n"
+        "test: 10000x3x32x32 of uint8, labels 10000 of int64\nclasses: 10; inputs: unit\nsamples: 50000 of 50000 + 10000 of 10000\n")
+    assert datasets.main(["show", "cifar100", "--data-dir", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: no CIFAR-100: ") and err.count("\n") == 1
+    for arguments in (["show", "cifar10", "--dedup"], ["show", "sarcos", "--dedup", "--split-test"], ["show", "mnist"], ["show"]):
+        with pytest.raises(SystemExit) as caught:
+            datasets.main(arguments)
+        assert caught.value.code == 2
+    run = subprocess.run([sys.executable, "-m", "npref.datasets", "show", "sarcos", "--split-test", "--data-dir", str(tmp_path)],
+                         capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.startswith("error: no SARCOS: ") and run.stderr.count("\n") == 1

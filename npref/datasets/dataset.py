@@ -1,0 +1,78 @@
+"""What every loader returns."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+INPUTS = ("unit", "standard", "raw")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples for training and test; `source` says in words where they are from.
+
+    Classification: images (n, C, H, W) uint8 and labels (n,) of ints in [0, classes). Regression: features (n, D) and targets
+    (n, classes), both float and finite. inputs, how training scales them: "unit" is pixels / 255, "standard" is standardised per
+    channel with the training set's mean and standard deviation, "raw" is as they are. official: (n_train, n_test) of the complete
+    official set; None for a set that is made here.
+    """
+
+    name: str
+    source: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: int
+    inputs: str = "unit"
+    official: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.inputs not in INPUTS:
+            raise ValueError(f"{self.name}: inputs must be one of {', '.join(INPUTS)}, got {self.inputs!r}")
+        for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
+            if self.regression:
+                if len(x) == 0 or y.shape != (len(x), self.classes) or x.ndim != 2 or x.dtype.kind != "f" or y.dtype.kind != "f":
+                    raise ValueError(f"{self.name}: expected float features (n, D) and float targets (n, {self.classes}), "
+                                     f"got {x.shape} of {x.dtype} and {y.shape} of {y.dtype}")
+                for what, a in (("features", x), ("targets", y)):
+                    if not np.isfinite(a).all():
+                        row, column = np.argwhere(~np.isfinite(a))[0]
+                        raise ValueError(f"{self.name}: expected finite {what}, got {a[row, column]} in row {row}, column {column}")
+            elif len(x) == 0 or y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= self.classes:
+                raise ValueError(f"{self.name}: expected one label from 0 to {self.classes - 1} for each of {len(x)} images, "
+                                 f"got {y.shape} of {y.dtype}" + (f" from {y.min()} to {y.max()}" if y.size else ""))
+
+    @property
+    def regression(self):
+        """Whether the targets are numbers to come close to, not classes."""
+        return self.y_train.ndim == 2 and self.y_train.dtype.kind == "f"
+
+    @property
+    def completeness(self):
+        """How much of the official set this is: "16000 of 100000 + 2000 of 10000" training and test samples."""
+        counts = (len(self.x_train), len(self.x_test))
+        return " + ".join(str(n) for n in counts) if self.official is None else " + ".join(
+            f"{n} of {whole}" for n, whole in zip(counts, self.official))
+
+    def limited(self, train=None, test=None):
+        """The first `train` and `test` samples (None: all)."""
+        for what, limit, n in (("limit_train", train, len(self.x_train)), ("limit_test", test, len(self.x_test))):
+            check_limit(what, limit, n, self.name)
+        return replace(self, x_train=self.x_train[:train], y_train=self.y_train[:train], x_test=self.x_test[:test],
+                       y_test=self.y_test[:test])
+
+    def fingerprint(self):
+        """A sha256 over all of it: whether two runs saw the same data."""
+        digest = hashlib.sha256()
+        for array in (self.x_train, self.y_train, self.x_test, self.y_test):
+            digest.update(str((array.shape, array.dtype)).encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+def check_limit(what, limit, n, name):
+    """ValueError unless `limit` is None or in [1, n]."""
+    if limit is not None and not 1 <= limit <= n:
+        raise ValueError(f"{what} must be between 1 and {n}, the size of {name}, got {limit}")
