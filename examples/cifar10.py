@@ -1,6 +1,7 @@
 """Train a network on CIFAR-10 with any of the eight methods:  python examples/cifar10.py --method danp --arch fc3
 
-Without CIFAR-10 on disk it trains on synthetic images, and says so. Every flag has a default; see --help.
+Without CIFAR-10 on disk it trains on synthetic images, and says so. Every flag has a default; see --help. The paper's other data
+sets do as well, with --dataset.
 """
 
 import argparse
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from npref import METHODS, BackendUnavailable, datasets, get_backend
 from npref.backend import BACKENDS
-from npref.config import Config
+from npref.batches import INPUTS
+from npref.config import Config, default_lr
 from npref.functions import ACTIVATIONS, LOSSES
 from npref.network import ARCHITECTURES, INITS
 from npref.noise import KINDS
@@ -26,8 +28,9 @@ from npref.train import Diverged, Interrupted, train
 # Flags that are part of the run's configuration: name -> (choices or type, help). Defaults are Config's.
 FLAGS = {
     "method": (METHODS, "learning rule; a leading d decorrelates every layer's input"),
-    "arch": (ARCHITECTURES, "architecture, by its name in the paper's Table 1"),
+    "arch": (ARCHITECTURES, "architecture, by its name in the paper's Table 1; sarcos is Appendix J's"),
     "dataset": (datasets.DATASETS, "auto is CIFAR-10 where it is found, else synthetic"),
+    "inputs": (INPUTS, "pixels as [0, 1], standardised by the training set, or numbers as they are; auto is the data set's own"),
     "backend": (BACKENDS, "numpy runs on the CPU, cupy on an NVIDIA GPU"),
     "dtype": (("float32", "float64"), "of weights, activities and noise; losses are always float64"),
     "epochs": (int, "passes over the training set"),
@@ -58,9 +61,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
-def parse(arguments):
-    parser = Parser(description="Train a network on CIFAR-10 with any of the eight methods.", allow_abbrev=False)
+def add_flags(parser, names):
+    """A flag for each of these fields of the configuration."""
     for f in fields(Config):
+        if f.name not in names:
+            continue
         kind, text = FLAGS[f.name]
         options = dict(default=argparse.SUPPRESS)  # so that the namespace tells which flags were given
         if kind is bool:
@@ -70,6 +75,23 @@ def parse(arguments):
             options |= dict(help=f"{text} (default: {shown})")
             options |= dict(choices=kind) if isinstance(kind, tuple) else dict(type=kind, metavar=kind.__name__.upper())
         parser.add_argument("--" + f.name.replace("_", "-"), **options)
+
+
+def flags(config):
+    """The flags that make this configuration: a list of words; what is at its default is left out."""
+    words = []
+    for f in fields(Config):
+        value, default = getattr(config, f.name), f.default
+        if f.name == "lr" and config.optimizer != "sgd":
+            default = default_lr(config.method, config.arch)
+        if value != default or f.name in ("method", "arch", "dataset"):
+            words += ["--" + f.name.replace("_", "-"), *([] if value is True else [str(value)])]
+    return words
+
+
+def parse(arguments):
+    parser = Parser(description="Train a network on CIFAR-10 with any of the eight methods.", allow_abbrev=False)
+    add_flags(parser, FLAGS)
     parser.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
     parser.add_argument("--out", type=Path, help="folder for log, checkpoint and picture (default: runs/TIME-METHOD-ARCH-DATASET)")
     parser.add_argument("--resume", type=Path, nargs="?", const=True, metavar="DIR",
@@ -77,14 +99,24 @@ def parse(arguments):
     parser.add_argument("--plot", action=argparse.BooleanOptionalAction, help="draw the curves (default: if matplotlib is there)")
     parser.add_argument("--quiet", action="store_true", help="print the result only (default: no)")
     args = parser.parse_args(arguments)
-    return args, {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
+    return args, given_flags(args)
+
+
+def given_flags(args):
+    """What was given of the configuration: {field: value}."""
+    return {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
 
 
 def main(arguments=None):
+    args, given = parse(arguments)
+    return attempt(lambda stop: run(args, given, stop))
+
+
+def attempt(work):
+    """work(stop) with signals and errors made exit codes; stop() tells whether a signal has asked for a clean end."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # closed by the caller
             stream.reconfigure(errors="replace")  # a terminal without Greek letters shows ?, and the run goes on
-    args, given = parse(arguments)
     stopping = []
     try:
         def ask(number, frame):  # the first signal asks for a clean stop, a second is obeyed at once
@@ -95,7 +127,7 @@ def main(arguments=None):
 
         signal.signal(signal.SIGINT, ask)
         signal.signal(signal.SIGTERM, ask)
-        return run(args, given, stop=lambda: bool(stopping))
+        return work(lambda: bool(stopping))
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + stopping[0]
@@ -129,7 +161,8 @@ def run(args, given, stop):
     plot = plotter(args.plot)
     backend = get_backend(config.backend)  # before any work, to say so if it cannot work
     data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
-    say(f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test images")
+    what = "images" if data.x_train.ndim == 4 else "samples"
+    say(f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test {what}")
     out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
     bar = Bar(args.quiet)
     with warnings.catch_warnings(record=True) as caught:
@@ -156,11 +189,7 @@ def run(args, given, stop):
     finally:
         bar.close()
     log = read_log(out / "log.h5")
-    best = max(log["rows"], key=lambda row: row["test_accuracy"])
-    last = log["rows"][-1]
-    peak_train = max(row["train_accuracy"] for row in log["rows"])
-    print(f"{config.method} {config.arch} on {data.name}: peak test accuracy {best['test_accuracy']:.1%} (epoch {best['epoch']}), "
-          f"peak train {peak_train:.1%}; final test {last['test_accuracy']:.1%}, train {last['train_accuracy']:.1%}")
+    print(f"{config.method} {config.arch} on {data.name}: {summary(log['rows'])}")
     print(f"log: {out / 'log.h5'}\ncheckpoint: {out / 'checkpoint.h5'}")
     if plot is not None:
         print(f"picture: {plot(log, out / 'curves.png')}")
@@ -169,11 +198,24 @@ def run(args, given, stop):
     return 0
 
 
+def summary(rows):
+    """Peak and final accuracy or, where there are no labels, loss."""
+    quantity, best, form = ("accuracy", max, ".1%") if "test_accuracy" in rows[0] else ("loss", min, ".4g")
+    train, test = ([row[f"{part}_{quantity}"] for row in rows] for part in ("train", "test"))
+    peak = best(test)
+    name = "peak" if best is max else "lowest"
+    return (f"{name} test {quantity} {peak:{form}} (epoch {rows[test.index(peak)]['epoch']}), {name} train {best(train):{form}}; "
+            f"final test {test[-1]:{form}}, train {train[-1]:{form}}")
+
+
 def line(row, epochs):
-    text = (f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train {row['train_loss']:.4f} {row['train_accuracy']:6.1%}  "
-            f"test {row['test_loss']:.4f} {row['test_accuracy']:6.1%}")
+    def figures(part):
+        accuracy = f" {row[f'{part}_accuracy']:6.1%}" if f"{part}_accuracy" in row else ""
+        return f"{row[f'{part}_loss']:.4f}{accuracy}"
+
+    text = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train {figures('train')}  test {figures('test')}"
     if "eval_train_loss" in row:
-        text += f"  whole train {row['eval_train_loss']:.4f} {row['eval_train_accuracy']:6.1%}"
+        text += f"  whole train {figures('eval_train')}"
     if "correlation" in row:
         text += f"  corr² {row['correlation']:.2e}"
     return f"{text}  {row['seconds']:.1f} s"
@@ -201,17 +243,17 @@ class Bar:
             self.bar = None
 
 
-def plotter(wanted):
-    """The function that draws the curves, or None. Asked for in so many words, its absence is an error."""
+def plotter(wanted, name="plot_run"):
+    """The function of plots.py that draws, or None. Asked for in so many words, its absence is an error."""
     if wanted is False:
         return None
     try:
-        from plots import plot_run
+        import plots
     except ImportError as error:
         if wanted:
             raise ValueError(f"--plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
         return None
-    return plot_run
+    return getattr(plots, name)
 
 
 def unused(folder):

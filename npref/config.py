@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .backend import BACKENDS
+from .batches import INPUTS
 from .functions import ACTIVATIONS, LOSSES
 from .network import ARCHITECTURES, INITS, architecture
 from .noise import KINDS
@@ -43,6 +44,7 @@ class Config:
     method: str = "danp"
     arch: str = "fc3"
     dataset: str = "auto"
+    inputs: str = "auto"
     backend: str = "numpy"
     dtype: str = "float32"
     epochs: int = 10
@@ -68,8 +70,8 @@ class Config:
 
     def __post_init__(self):
         rule, decorrelate = split_method(self.method)
-        for name, known in (("arch", ARCHITECTURES), ("backend", BACKENDS), ("dtype", ("float32", "float64")), ("noise", KINDS),
-                            ("anp_norm", ("network", "layer")), ("loss", LOSSES), ("optimizer", OPTIMIZERS),
+        for name, known in (("arch", ARCHITECTURES), ("inputs", INPUTS), ("backend", BACKENDS), ("dtype", ("float32", "float64")),
+                            ("noise", KINDS), ("anp_norm", ("network", "layer")), ("loss", LOSSES), ("optimizer", OPTIMIZERS),
                             ("activation", ACTIVATIONS), ("init", INITS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

@@ -18,7 +18,7 @@ from .functions import activate
 from .layers import Conv, Dense, Layer, fold, output_shape, to_rows, unfold, weight_shape
 
 INITS = ("he", "glorot", "uniform")
-ARCHITECTURES = ("fc1", "fc3", "fc6", "fc9", "conv", "conv-tiny")
+ARCHITECTURES = ("fc1", "fc3", "fc6", "fc9", "conv", "conv-tiny", "sarcos")
 
 
 @dataclass(frozen=True)
@@ -191,18 +191,18 @@ def init_params(network, *, init="he", seed=0, dtype="float32", decorrelate=Fals
 
 
 def architecture(name, input_shape=(3, 32, 32), n_out=10, *, activation="leaky_relu", slope=0.2, bias=False, padding=0):
-    """Table 1's networks by name, for any input shape and number of outputs; the last layer has no activation.
+    """Table 1's networks by name, and Appendix J's, for any input shape and number of outputs; the last layer has no activation.
 
     Raises ValueError for an unknown name, and for padding where there is no convolution.
     """
     hidden = dict(activation=activation, slope=slope, bias=bias)
     conv = dict(hidden, padding=padding)
     match name:
-        case "fc1" | "fc3" | "fc6" | "fc9":
+        case "fc1" | "fc3" | "fc6" | "fc9" | "sarcos":
             if padding != 0:
                 raise ValueError(f"padding={padding} needs a convolution, and {name} has none: leave it out, or use conv")
-            depth = int(name[2:])
-            layers = [Dense(1024, **hidden)] * (depth if depth > 1 else 0)
+            width, depth = (32, 2) if name == "sarcos" else (1024, int(name[2:]))
+            layers = [Dense(width, **hidden)] * (depth if name != "fc1" else 0)
         case "conv":
             layers = [Conv(16, 3, 2, **conv), Conv(32, 3, 2, **conv), Conv(64, 3, 1, **conv), Dense(1024, **hidden)]
         case "conv-tiny":

@@ -10,8 +10,9 @@ import numpy as np
 from . import noise as noise_source
 from . import rules, runlog
 from .backend import array_module, get_backend, keep_freed_memory, to_host
+from .batches import input_moments, prepare, resolved, targets
 from .decorrelation import mean_squared_correlation, update_decorrelation
-from .functions import correct, one_hot
+from .functions import correct
 from .functions import loss as loss_of
 from .network import Params, forward, init_params, without_decorrelation
 from .optim import AdamState, adam_step, init_adam, sgd_step
@@ -127,30 +128,27 @@ def _diverged(config, state, step, quantity):
                     f"try a smaller {rates}")
 
 
-def prepare(images, dtype):
-    """uint8 pixels as [0, 1] in `dtype`; other arrays are cast and not scaled."""
-    if images.dtype.kind == "u":
-        return array_module(images).divide(images, 255, dtype=dtype)
-    return images.astype(dtype)
-
-
 @np.errstate(over="ignore", invalid="ignore")
-def evaluate(network, params, images, labels, loss="cce", batch=1000):
-    """Mean loss and accuracy with fixed weights; no noise. One transfer to the host."""
-    xp = array_module(images, labels)
+def evaluate(network, params, inputs, y, loss="cce", moments=None, batch=1000):
+    """Mean loss and accuracy with fixed weights; no noise; y labels or real targets (no accuracy there: nan). One transfer to the host.
+
+    moments: what to standardise inputs by, see `batches.input_moments`.
+    """
+    xp = array_module(inputs, y)
     fused = without_decorrelation(params)
     dtype = params.W[0].dtype
     total = xp.zeros(2)
-    for i in range(0, len(images), batch):
-        t = one_hot(labels[i : i + batch], network.units[-1], dtype)
-        y = forward(network, fused, prepare(images[i : i + batch], dtype)).y
-        total += xp.stack([loss_of(loss, y, t).sum(), correct(y, t).sum().astype(xp.float64)])
-    mean_loss, accuracy = to_host(total) / len(images)
-    return float(mean_loss), float(accuracy)
+    for i in range(0, len(inputs), batch):
+        t = targets(y[i : i + batch], network.units[-1], dtype)
+        out = forward(network, fused, prepare(inputs[i : i + batch], dtype, moments)).y
+        total += xp.stack([loss_of(loss, out, t).sum(), correct(out, t).sum().astype(xp.float64)])
+    mean_loss, accuracy = to_host(total) / len(inputs)
+    return float(mean_loss), float(accuracy) if y.ndim == 1 else float("nan")
 
 
 def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     """Train as configured: an iterator of one dict per epoch (epoch, step, train and test loss and accuracy, correlation, seconds).
+    Without labels there is no accuracy.
 
     out: folder for log.h5 and checkpoint.h5, created if need be; one that holds a run already is refused unless resume.
     The process then keeps up to a gigabyte of what its arrays free (`backend.keep_freed_memory`).
@@ -165,8 +163,12 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     backend = get_backend(config.backend)
     keep_freed_memory()
     data = data.limited(config.limit_train, config.limit_test)
+    moments = input_moments(data, config.inputs)
     network = config.network(data.x_train.shape[1:], data.classes)
-    environment = {**runlog.environment(backend), "data": data.fingerprint()}
+    inputs, labelled = resolved(data, config.inputs), data.y_train.ndim == 1
+    if not labelled and config.loss == "cce":
+        raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
+    environment = {**runlog.environment(backend), "data": data.fingerprint(), "samples": data.completeness, "inputs": inputs}
     out = None if out is None else Path(out)
     if out is not None and out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: expected a folder for the run, new or empty")
@@ -195,13 +197,13 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
             save(state, "finished", checkpoint=False)  # complete its log, should it have been killed before that
             raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
         if rules.split_method(config.method)[0] != "bp":
-            x, labels = (backend.xp.asarray(a[:SAMPLES]) for a in (data.x_train, data.y_train))
-            x, t = prepare(x, config.dtype), one_hot(labels, data.classes, config.dtype)
+            x, y = (backend.xp.asarray(a[:SAMPLES]) for a in (data.x_train, data.y_train))
+            x, t = prepare(x, config.dtype, moments), targets(y, data.classes, config.dtype)
             error = rounding_error(compute_update, config, network, state.params, x, t)
             environment["rounding"] = f"{error:.2g}"
             warn_of_rounding(config, error)
         save(state, "running", checkpoint=not resume)
-        return _epochs(held.pop_all(), config, network, data, backend.xp, state, save, progress, stop)
+        return _epochs(held.pop_all(), config, network, data, moments, backend.xp, state, save, progress, stop)
 
 
 def _epochs(held, *arguments):
@@ -209,7 +211,7 @@ def _epochs(held, *arguments):
         yield from _epochs_of(*arguments)
 
 
-def _epochs_of(config, network, data, xp, state, save, progress, stop):
+def _epochs_of(config, network, data, moments, xp, state, save, progress, stop):
     x_train, y_train, x_test, y_test = (xp.asarray(a) for a in (data.x_train, data.y_train, data.x_test, data.y_test))
     n, batch_size = len(x_train), min(config.batch_size, len(x_train))
     batches = -(-n // batch_size)
@@ -223,7 +225,7 @@ def _epochs_of(config, network, data, xp, state, save, progress, stop):
                     raise Interrupted(f"stopped in epoch {state.epoch + 1} after {state.batch} of {batches} steps")
                 began = time.perf_counter()
                 chosen = order[state.batch * batch_size : (state.batch + 1) * batch_size]
-                x, t = prepare(x_train[chosen], config.dtype), one_hot(y_train[chosen], data.classes, config.dtype)
+                x, t = prepare(x_train[chosen], config.dtype, moments), targets(y_train[chosen], data.classes, config.dtype)
                 step = state.epoch * batches + state.batch
                 _, (loss, right) = training_step(config, network, state, x, t, step)
                 state.batch += 1
@@ -231,7 +233,7 @@ def _epochs_of(config, network, data, xp, state, save, progress, stop):
                     totals[name] += value
                 if progress is not None:
                     progress(state.batch, batches)
-            row = _epoch_row(config, network, state, step, (x_train, y_train), (x_test, y_test))
+            row = _epoch_row(config, network, state, step, (x_train, y_train), (x_test, y_test), moments)
             state = State(state.params, state.adam, epoch=state.epoch + 1, rows=[*state.rows, row])
             save(state, "running" if state.epoch < config.epochs else "finished")
             yield row
@@ -241,9 +243,9 @@ def _epochs_of(config, network, data, xp, state, save, progress, stop):
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def _epoch_row(config, network, state, step, train_set, test_set):
+def _epoch_row(config, network, state, step, train_set, test_set, moments):
     began, totals = time.perf_counter(), state.totals
-    test_loss, test_accuracy = evaluate(network, state.params, *test_set, config.loss)
+    test_loss, test_accuracy = evaluate(network, state.params, *test_set, config.loss, moments)
     if not np.isfinite(test_loss):
         raise _diverged(config, state, step, "the test loss")
     xp = array_module(state.params.W[0])
@@ -254,13 +256,13 @@ def _epoch_row(config, network, state, step, train_set, test_set):
     row = {"epoch": state.epoch + 1, "step": step + 1, "train_loss": totals["loss"] / totals["seen"],
            "train_accuracy": totals["correct"] / totals["seen"], "test_loss": test_loss, "test_accuracy": test_accuracy}
     if config.eval_train:
-        row["eval_train_loss"], row["eval_train_accuracy"] = evaluate(network, state.params, *train_set, config.loss)
+        row["eval_train_loss"], row["eval_train_accuracy"] = evaluate(network, state.params, *train_set, config.loss, moments)
     if state.params.R[0] is not None:  # on the same images every epoch, as the measure depends on their number
-        trace = forward(network, state.params, prepare(train_set[0][:CORRELATION_IMAGES], config.dtype))
+        trace = forward(network, state.params, prepare(train_set[0][:CORRELATION_IMAGES], config.dtype, moments))
         c = [float(to_host(mean_squared_correlation(x_star))) for x_star in trace.x_star]
         row |= {"correlation": sum(c) / len(c), **{f"correlation_{l}": c_l for l, c_l in enumerate(c)}}
     row["seconds"] = totals["seconds"] + time.perf_counter() - began
-    return row
+    return row if train_set[1].ndim == 1 else {name: value for name, value in row.items() if not name.endswith("accuracy")}
 
 
 def _save_checkpoint(path, config, environment, state):

@@ -173,7 +173,7 @@ def test_architectures_take_their_options():
     (lambda n, p, x, t: check_batch(n, p, x, t[:, 1:]), r"one target vector a sample, \(2, 5\), got \(2, 4\); turn labels into one-hot"),
     (lambda n, p, x, t: check_batch(n, p, x.astype("float32"), t), "share one dtype, got float32, float64$"),
     (lambda n, p, x, t: init_params(n, init="zeros"), "expected one of he, glorot, uniform$"),
-    (lambda n, p, x, t: architecture("fc2"), "expected one of fc1, fc3, fc6, fc9, conv, conv-tiny$"),
+    (lambda n, p, x, t: architecture("fc2"), "expected one of fc1, fc3, fc6, fc9, conv, conv-tiny, sarcos$"),
 ])
 def test_messages_say_what_was_expected_and_what_came(make, words):
     network, rng = Network((2, 3), (Dense(4), Dense(5))), np.random.default_rng(0)
