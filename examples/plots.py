@@ -6,6 +6,9 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -13,13 +16,14 @@ from npref.runlog import read_log
 
 # One colour a rule, everywhere; decorrelated forms are solid, plain ones dashed.
 COLOURS = {"bp": "black", "np": "C3", "inp": "C2", "anp": "C0"}
+MARKERS = {"bp": "s", "np": "v", "inp": "o", "anp": "^"}
 
 
 def plot_run(log, path):
     """Accuracy, loss and, where there is decorrelation, correlation against epochs, as a PNG at `path`; returns the path."""
     rows = log["rows"]
     epochs = [row["epoch"] for row in rows]
-    panels = [("accuracy", "accuracy"), ("loss", "loss per sample")]
+    panels = [("accuracy", "accuracy"), ("loss", "loss per sample")]["test_accuracy" not in rows[0] :]
     if "correlation" in rows[0]:
         panels.append(("correlation", "mean squared correlation"))
     figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
@@ -62,6 +66,79 @@ def plot_comparison(logs, path):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=120)
+    return path
+
+
+def plot_curves(panels, path):
+    """Train and test curves, a row of panels a network: mean over seeds with a band from least to most; returns the path.
+
+    panels: as results.curves gives them. PNG at `path`, and an SVG beside it.
+    """
+    figure = Figure(figsize=(9, 3.2 * len(panels)), layout="constrained")
+    for row, (title, quantity, lines) in zip(figure.subplots(len(panels), 2, squeeze=False, sharey="row"), panels):
+        for axes, part, which in zip(row, ("train", "test"), (0, 1)):
+            for label, method, emphasis, runs in lines:
+                shortest = min(len(run[which]) for run in runs)
+                values = np.array([run[which][:shortest] for run in runs])  # (seeds, epochs)
+                epochs = np.arange(1, shortest + 1)
+                style = line_style(method)
+                if emphasis == "noisy":
+                    style |= dict(ls=":")
+                else:
+                    style |= dict(color=blend(style["color"], emphasis))
+                axes.plot(epochs, values.mean(axis=0), label=label, lw=1.3, ms=4, markevery=max(1, shortest // 8), **style)
+                axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.2, lw=0)
+            seeds = sorted({len(runs) for *_, runs in lines})
+            axes.set(title=f"{title}: {part}", xlabel="epoch",
+                     ylabel=("accuracy (%)" if quantity == "accuracy" else "loss") + f", {' to '.join(map(str, seeds))} seed(s)")
+            if quantity == "loss":
+                axes.set_yscale("log")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
+        row[1].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return save(figure, path)
+
+
+def plot_search(log, path):
+    """Training loss against learning rate of one search; returns the path. The best rate is marked; a diverged one has no point."""
+    return plot_searches({path: log}, path)
+
+
+def plot_searches(logs, path):
+    """Training loss against learning rate, a panel an architecture and data set, a line a method; returns the path."""
+    places = list(dict.fromkeys((log["config"]["arch"], log["config"]["dataset"]) for log in logs.values()))
+    figure = Figure(figsize=(4.5 * len(places), 3.6), layout="constrained")
+    for axes, place in zip(figure.subplots(1, len(places), squeeze=False)[0], places):
+        for log in (log for log in logs.values() if (log["config"]["arch"], log["config"]["dataset"]) == place):
+            rows = [row for row in log["rows"] if row["train_loss"] == row["train_loss"]]
+            best = min(rows, key=lambda row: row["train_loss"])
+            method = log["config"]["method"]
+            style = line_style(method)
+            axes.loglog([row["lr"] for row in rows], [row["train_loss"] for row in rows], ms=4, label=method.upper(), **style)
+            axes.plot(best["lr"], best["train_loss"], "*", ms=12, color=style["color"])
+        axes.set(title=", ".join(place), xlabel="learning rate (star: the best)", ylabel="training loss")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small")
+    return save(figure, path)
+
+
+def line_style(method):
+    """Colour and marker by rule; decorrelated methods solid with filled markers, plain ones dashed with open ones: readable in grey."""
+    rule = method.removeprefix("d")
+    return dict(color=COLOURS[rule], marker=MARKERS[rule], ls="-" if method.startswith("d") else "--",
+                mfc=None if method.startswith("d") else "white")
+
+
+def blend(colour, share):
+    """A colour mixed with white: all of it at share 1."""
+    return tuple(1 - share * (1 - c) for c in to_rgb(colour))
+
+
+def save(figure, path):
+    """PNG at `path` and SVG beside it, with nothing in them that changes from one time to the next; returns the path."""
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    with rc_context({"svg.hashsalt": "npref"}):
+        figure.savefig(Path(path).with_suffix(".svg"), metadata={"Date": None})
     return path
 
 

@@ -1,0 +1,149 @@
+"""Find a learning rate as the paper's first version does: double it until training is unstable or no longer better.
+
+    python examples/lr_search.py --method dnp --arch fc3 --optimizer sgd --loss mse --start 1e-6
+
+Every rate is tried from the same initial weights, with the same order of samples and the same noise, for a few epochs; the training
+loss of the last of them (running mean) decides, so no test sample has a say. A table is printed and a picture drawn.
+"""
+
+import argparse
+import math
+import sys
+import warnings
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+
+from cifar10 import FLAGS, Parser, add_flags, attempt, given_flags, plotter, unused
+
+from npref import datasets, get_backend
+from npref.config import Config
+from npref.precision import NoiseFloorWarning
+from npref.runlog import environment, read_log, write_log
+from npref.train import Diverged, Interrupted, train
+
+ROW = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+MOST = 60  # doublings: from 1e-7 to 1e11
+
+
+def search(config, data, start, *, factor=2.0, patience=3, most=MOST, rows=(), stop=None):
+    """Try start, start*factor, ...: an iterator of one dict a rate (ROW's names), after those in `rows`, which are done already.
+
+    It ends at the first rate that diverges, when `patience` rates in a row were no better than the best, or after `most` rates. What
+    a rate does not have is nan: accuracies without labels, everything if it diverged.
+    """
+    rows = list(rows)
+    while not ended(rows, patience, most):
+        lr = start * factor ** len(rows)
+        row = dict.fromkeys(ROW, math.nan) | {"lr": lr, "seconds": 0.0}
+        try:
+            for epoch in train(replace(config, lr=lr), data, stop=stop):
+                row |= {name: epoch.get(name, math.nan) for name in ROW[1:-1]} | {"seconds": row["seconds"] + epoch["seconds"]}
+        except Diverged:
+            row |= dict.fromkeys(ROW[1:-1], math.nan)
+        rows.append(row)
+        yield row
+
+
+def ended(rows, patience, most=MOST):
+    """Whether a search that has tried these rates is over."""
+    losses = [row["train_loss"] for row in rows]
+    if len(rows) >= most or (losses and math.isnan(losses[-1])):
+        return True
+    return len(losses) - losses.index(min(losses)) > patience if losses else False
+
+
+def best(rows):
+    """The rate with the lowest training loss. Raises ValueError if every rate diverged."""
+    stable = [row for row in rows if not math.isnan(row["train_loss"])]
+    if not stable:
+        raise ValueError(f"every learning rate from {rows[0]['lr']:g} on diverged: expected a stable first one, choose a smaller --start")
+    return min(stable, key=lambda row: row["train_loss"])["lr"]
+
+
+def parse(arguments):
+    parser = Parser(description="Double the learning rate until training is unstable or no longer better.", allow_abbrev=False)
+    add_flags(parser, [name for name in FLAGS if name not in ("lr", "eval_train")])
+    parser.set_defaults(epochs=2)
+    parser.add_argument("--start", type=float, default=1e-6, help="the first rate (default: 1e-6)")
+    parser.add_argument("--factor", type=float, default=2.0, help="what a rate is multiplied by for the next (default: 2)")
+    parser.add_argument("--patience", type=int, default=3, help="end after so many rates in a row that are no better (default: 3)")
+    parser.add_argument("--most", type=int, default=MOST, help=f"end after so many rates (default: {MOST})")
+    parser.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
+    parser.add_argument("--out", type=Path, help="folder for search.h5 and picture; a search begun there goes on (default: a new one)")
+    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, help="draw the losses (default: if matplotlib is there)")
+    parser.add_argument("--quiet", action="store_true", help="print the result only (default: no)")
+    args = parser.parse_args(arguments)
+    for name, least in (("start", 0), ("factor", 1)):
+        if not least < getattr(args, name) < math.inf:
+            parser.error(f"--{name} must be above {least} and finite, got {getattr(args, name)}")
+    for name in ("patience", "most"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    return attempt(lambda stop: run(args, stop))
+
+
+def run(args, stop):
+    say = (lambda *words: None) if args.quiet else lambda *words: print(*words, flush=True)
+    config = Config(**given_flags(args), lr=args.start)
+    draw = plotter(args.plot, "plot_search")
+    backend = get_backend(config.backend)
+    data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
+    config = replace(config, dataset=data.name)
+    say(f"data: {data.source}; {data.completeness}")
+    out = args.out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-search-{config.method}-{config.arch}-{data.name}")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "search.h5"
+    about = {**asdict(config), "start": args.start, "factor": args.factor, "patience": args.patience, "most": args.most}
+    about.pop("lr")
+    env = {**environment(backend), "data": data.fingerprint(), "samples": data.completeness}
+    rows = begun(path, about, env["data"])
+    say(f"search: {config.method} on {config.arch}, {config.optimizer}, {config.epochs} epochs a rate, seed {config.seed}")
+    for row in rows:
+        say(line(row))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoiseFloorWarning)
+        try:
+            for row in search(config, data, args.start, factor=args.factor, patience=args.patience, most=args.most, rows=rows, stop=stop):
+                rows.append(row)
+                write_log(path, about, env, rows, "running")
+                say(line(row))
+        except Interrupted as error:
+            raise Interrupted(f"{error} with lr {args.start * args.factor ** len(rows):g}; the {len(rows)} rates before it are in {out}: "
+                              "go on with the same command and --out") from None
+    write_log(path, about, env, rows, "finished")
+    print(f"{config.method} {config.arch} on {data.name}: best learning rate {best(rows):g} of {len(rows)} from {rows[0]['lr']:g} to "
+          f"{rows[-1]['lr']:g}\nlog: {path}")
+    if draw is not None:
+        print(f"picture: {draw(read_log(path), out / 'search.png')}")
+    return 0
+
+
+def begun(path, about, data):
+    """The rates that an interrupted search has tried; none where there is no search. Raises ValueError if it was another search."""
+    if not path.exists():
+        return []
+    saved = read_log(path)
+    differ = [f"{name} was {saved['config'].get(name)!r}, now {value!r}" for name, value in about.items()
+              if name not in ("patience", "most") and saved["config"].get(name) != value]
+    if saved["environment"]["data"] != data:
+        differ.append("the data's contents")
+    if differ:
+        raise ValueError(f"{path} holds another search: {'; '.join(differ)}; choose another --out")
+    return saved["rows"]
+
+
+def line(row):
+    if math.isnan(row["train_loss"]):
+        return f"lr {row['lr']:<12.4g} diverged"
+    text = f"lr {row['lr']:<12.4g} train {row['train_loss']:<10.5g} test {row['test_loss']:<10.5g}"
+    return text if math.isnan(row["train_accuracy"]) else text + f" accuracy {row['train_accuracy']:6.1%} / {row['test_accuracy']:6.1%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

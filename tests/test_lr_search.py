@@ -1,0 +1,95 @@
+"""The search for a learning rate: where it ends, what it picks, and its command line."""
+
+import math
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "examples"))
+
+import lr_search
+
+from npref import datasets
+from npref.config import Config
+from npref.runlog import read_log
+
+TINY = "--dataset synthetic --arch fc1 --method bp --epochs 1 --batch-size 20 --limit-train 60 --limit-test 20 --optimizer sgd".split()
+CONFIG = Config(method="bp", arch="fc1", dataset="synthetic", epochs=1, batch_size=20, optimizer="sgd", lr=1.0)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return datasets.load("synthetic", limit_train=60, limit_test=20)
+
+
+def rows_of(*losses):
+    return [{"lr": 2.0**i, "train_loss": loss} for i, loss in enumerate(losses)]
+
+
+def test_when_it_ends():
+    nan = math.nan
+    assert not lr_search.ended([], 3) and not lr_search.ended(rows_of(3, 2, 1), 3)
+    assert lr_search.ended(rows_of(3, 2, nan), 3) and lr_search.ended(rows_of(nan), 3)
+    assert not lr_search.ended(rows_of(3, 2, 4, 5), 3) and lr_search.ended(rows_of(3, 2, 4, 5, 2.5), 3)
+    assert lr_search.ended(rows_of(3, 2, 4), 1) and not lr_search.ended(rows_of(3, 2, 4, 5, 1), 3)
+    assert lr_search.ended(rows_of(3, 2, 1), 3, most=3)
+
+
+def test_what_it_picks():
+    assert lr_search.best(rows_of(3, 1, 2, math.nan)) == 2.0
+    with pytest.raises(ValueError, match="every learning rate from 1 on diverged: expected a stable first one"):
+        lr_search.best(rows_of(math.nan))
+
+
+def test_it_doubles_until_it_is_worse(data):
+    rows = list(lr_search.search(CONFIG, data, 1e-4, patience=2))
+    losses = [row["train_loss"] for row in rows]
+    assert [row["lr"] for row in rows] == [1e-4 * 2**i for i in range(len(rows))]
+    low = losses.index(min(losses))
+    assert 0 < low == len(rows) - 3 and losses[: low + 1] == sorted(losses[: low + 1], reverse=True)
+    assert 0 < rows[-1]["test_loss"] and 0 <= rows[-1]["train_accuracy"] <= 1 and rows[-1]["seconds"] > 0
+    assert [row["lr"] for row in lr_search.search(CONFIG, data, 1e-4, factor=10, most=2)] == [1e-4, 1e-3]
+    more = list(lr_search.search(CONFIG, data, 1e-4, patience=2, rows=rows[:3]))  # goes on behind what is done
+    assert [row["train_loss"] for row in more] == losses[3:]
+
+
+def test_divergence_ends_it(data):
+    rows = list(lr_search.search(CONFIG, data, 1e35, factor=1e3))
+    assert math.isnan(rows[-1]["train_loss"]) and math.isnan(rows[-1]["test_accuracy"]) and len(rows) <= 2
+
+
+def test_command(tmp_path, capsys):
+    out = tmp_path / "s"
+    assert lr_search.main([*TINY, "--start", "1e-3", "--most", "3", "--out", str(out), "--no-plot"]) == 0
+    printed = capsys.readouterr().out
+    assert "best learning rate 0.004 of 3 from 0.001 to 0.004" in printed and printed.count("\nlr ") == 3
+    log = read_log(out / "search.h5")
+    assert log["status"] == "finished" and [row["lr"] for row in log["rows"]] == [1e-3, 2e-3, 4e-3] and log["config"]["start"] == 1e-3
+    first = log["rows"]
+    assert lr_search.main([*TINY, "--start", "1e-3", "--most", "4", "--out", str(out), "--plot", "--quiet"]) == 0  # goes on
+    log = read_log(out / "search.h5")
+    assert log["rows"][:3] == first and len(log["rows"]) == 4
+    assert (out / "search.png").stat().st_size > 5000 and (out / "search.svg").exists()
+    assert capsys.readouterr().out.count("lr ") == 0
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--start", "0"], "--start must be above 0 and finite, got 0.0"),
+    (["--factor", "1"], "--factor must be above 1 and finite, got 1.0"),
+    (["--patience", "0"], "--patience must be at least 1, got 0"),
+    (["--most", "0"], "--most must be at least 1, got 0"),
+    (["--lr", "1"], "unrecognized arguments: --lr 1"),
+])
+def test_mistakes(words, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        lr_search.main([*TINY, *words])
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_another_search_is_not_overwritten(tmp_path, capsys):
+    assert lr_search.main([*TINY, "--most", "1", "--out", str(tmp_path), "--no-plot"]) == 0
+    before = (tmp_path / "search.h5").read_bytes()
+    assert lr_search.main([*TINY, "--most", "2", "--seed", "1", "--out", str(tmp_path), "--no-plot"]) == 2
+    assert "holds another search: seed was 0, now 1; choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "search.h5").read_bytes() == before
