@@ -1,0 +1,137 @@
+"""What the paper ran: every table and figure of both versions, as data. `reproduce.py` runs, tabulates and draws them.
+
+A recipe is a list of cells; a cell is one configuration (see npref/config.py) and the paper's figures for it. Cells of several
+recipes that are the same configuration are one run. v1 and v2 are the paper's two versions.
+"""
+
+from dataclasses import dataclass
+
+PERTURBING = ("np", "anp", "inp")
+DECORRELATED = ("dnp", "danp", "dinp")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration. options: what differs from Config's defaults. paper: (train, test), % accuracy or loss; None where it has none.
+
+    search: None, or the rate from which the learning rate is doubled first (examples/lr_search.py). paper_lr: the paper's own rate
+    where ours is searched.
+    """
+
+    method: str
+    arch: str
+    dataset: str = "cifar10"
+    options: tuple = ()
+    paper: tuple = (None, None)
+    search: float | None = None
+    paper_lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """title and source say what it is. figure: the function of plots.py; alignment: arguments of examples/alignment.py instead of cells.
+
+    epochs: what a run takes unless --epochs says otherwise; search_epochs: what a learning rate is tried for.
+    """
+
+    title: str
+    source: str
+    cells: tuple = ()
+    alignment: tuple = ()
+    epochs: int = 50
+    search_epochs: int = 2
+    seeds: int = 3
+    figure: str = "plot_curves"
+    note: str = ""
+
+
+def cells(arch, figures, dataset="cifar10", **more):
+    """One cell for each method in `figures`: {method: (train, test)}."""
+    return tuple(Cell(method, arch, dataset, paper=paper, **more) for method, paper in figures.items())
+
+
+# v2, Table 3: peak accuracies on CIFAR-10, % (train, test). CCE, Adam, the rates of Table 2.
+FC1 = cells("fc1", {"bp": (41.3, 39.3), "dbp": (44.9, 40.9), "np": (38.5, 38.2), "dnp": (42.8, 40.2)})
+FC3 = cells("fc3", {"bp": (59.6, 51.5), "dbp": (99.6, 54.3), "np": (28.1, 28.1), "dnp": (44.9, 42.1), "anp": (30.4, 30.6),
+                    "danp": (48.5, 44.4), "inp": (32.0, 32.0), "dinp": (52.6, 46.3)})
+FC6 = cells("fc6", {"dnp": (46.7, 43.1), "danp": (47.3, 44.2), "dinp": (53.0, 46.6)})
+FC9 = cells("fc9", {"dnp": (40.5, 38.6), "danp": (44.8, 42.7), "dinp": (52.0, 45.3)})
+CONV = cells("conv", {"bp": (100, 62.1), "dbp": (100, 60.5), "np": (45.2, 44.5), "dnp": (50.2, 47.9), "anp": (52.7, 49.9),
+                      "danp": (58.2, 52.6), "inp": (52.3, 49.9), "dinp": (57.9, 52.2)})
+
+# v2, Section 3.4: both passes noisy. The paper shows curves, no numbers.
+NOISY_BASELINE = tuple(Cell(method, "fc3", options=(("noisy_baseline", True),)) for method in ("dnp", "danp"))
+
+# v2, Table 4: peak accuracies on Tiny ImageNet, %.
+TINY = (Cell("bp", "conv-tiny", "tiny-imagenet", paper=(55.5, 14.5)),
+        *(Cell(method, "conv-tiny", "tiny-imagenet", (("samples", k),) if k > 1 else (), paper)
+          for method, k, paper in (("danp", 1, (2.2, 2.1)), ("danp", 10, (13.5, 9.0)), ("danp", 30, (32.8, 11.3)),
+                                   ("danp", 100, (35.4, 12.0)), ("dinp", 1, (2.0, 2.0)), ("dinp", 10, (11.4, 8.1)),
+                                   ("dinp", 30, (26.7, 11.8)), ("dinp", 100, (60.8, 13.4)), ("dnp", 100, (9.7, 7.5)))))
+
+# v2, Appendix J: final test loss. SGD; the squared error is averaged over the seven torques and the batch.
+SARCOS_OPTIONS = (("loss", "mse-mean"), ("optimizer", "sgd"))
+SARCOS = tuple(Cell(method, "sarcos", "sarcos", SARCOS_OPTIONS + ((("decor_lr", 1e-4),) if method in ("dnp", "danp") else ()),
+                    (None, loss), search=1e-7)
+               for method, loss in (("np", 11.18), ("dnp", 10.51), ("anp", 15.86), ("danp", 9.79), ("bp", 9.48), ("dbp", 7.02)))
+
+
+def v1_cells(arch, figures, dataset="cifar10"):
+    """v1's Tables 2 and 3: SGD, squared error, rates by doubling from 1e-6. figures: {method: (paper's rate, train, test)}."""
+    options = (("loss", "mse"), ("optimizer", "sgd"))
+    return tuple(Cell(method, arch, dataset, options + ((("anp_norm", "layer"),) if "anp" in method else ()), (train, test), search=1e-6,
+                      paper_lr=lr) for method, (lr, train, test) in figures.items())
+
+
+V1_FC1 = v1_cells("fc1", {"np": (8.2, 41.6, 38.4), "dnp": (1.0e3, 48.2, 37.5), "bp": (8.0e-6, 42.0, 38.0), "dbp": (1.0e-3, 49.0, 39.0)})
+V1_FC3 = v1_cells("fc3", {"np": (0.26, 39.2, 39.2), "dnp": (1.3e2, 99.0, 46.2), "anp": (0.26, 39.6, 39.7), "danp": (1.3e2, 94.6, 45.7),
+                          "inp": (1e-3, 44.4, 43.2), "dinp": (0.26, 99.9, 47.8), "bp": (6.4e-5, 96.7, 55.7), "dbp": (4.1e-3, 100, 54.1)})
+V1_FC6 = v1_cells("fc6", {"danp": (66, 95.5, 41.6), "dinp": (0.26, 100, 47.3)})
+V1_FC9 = v1_cells("fc9", {"danp": (66, 92.1, 40.6), "dinp": (0.26, 100, 46.5)})
+V1_CONV = v1_cells("conv", {"np": (None, 5.5, 5.8), "dnp": (None, 38.6, 18.6), "anp": (16, 14.2, 11.8), "danp": (5.2e2, 77.1, 22.2),
+                            "inp": (6.4e-2, 21.1, 16.6), "dinp": (2.0, 84.6, 24.7), "bp": (5.1e-4, 36.1, 26.1),
+                            "dbp": (1.0e-3, 99.2, 29.7)}, "cifar100")
+V1_NOISY_BASELINE = tuple(Cell(c.method, c.arch, c.dataset, (*c.options, ("noisy_baseline", True)), search=1e-6)
+                          for c in V1_FC3 if c.method in ("dnp", "danp"))
+
+METHODS_3 = ("--methods", "np", "anp", "inp")
+SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
+SIGMA2 = ("--samples", "1", "--repeats", "10", "--sigma2", *(f"1e-{n}" for n in range(10, 0, -1)), "1")
+
+RECIPES = {
+    "v2-table3": Recipe("Peak accuracies on CIFAR-10: fully connected and convolutional", "v2, Table 3", FC1 + FC3 + FC6 + FC9 + CONV),
+    "v2-table4": Recipe("Peak accuracies on Tiny ImageNet", "v2, Table 4 (Figure 5's runs)", TINY),
+    "v2-figure2": Recipe("Angle to BP's update against noise samples", "v2, Figure 2", alignment=METHODS_3 + SAMPLES,
+                         figure="plot_alignment"),
+    "v2-figure3": Recipe("One layer and three hidden layers on CIFAR-10", "v2, Figure 3", FC1 + FC3),
+    "v2-figure4": Recipe("Two noisy passes instead of a clean and a noisy one", "v2, Figure 4",
+                         tuple(c for c in FC3 if c.method in ("dnp", "danp")) + NOISY_BASELINE),
+    "v2-figure5": Recipe("More noise samples on Tiny ImageNet", "v2, Figure 5", TINY),
+    "v2-figure6": Recipe("Angle to BP's update against noisy passes", "v2, Figure 6 (Figure 2's runs)", alignment=METHODS_3 + SAMPLES,
+                         figure="plot_alignment"),
+    "v2-figure7": Recipe("Angle to BP's update against the noise's variance", "v2, Figure 7", alignment=METHODS_3 + SIGMA2,
+                         figure="plot_sigma2"),
+    "v2-figure8": Recipe("SARCOS: inverse dynamics of a robot arm", "v2, Figure 8 and Appendix J", SARCOS, epochs=500, search_epochs=50),
+    "v2-figure9": Recipe("Depth 3, 6 and 9, and a convolutional network, on CIFAR-10", "v2, Figure 9",
+                         tuple(c for c in FC3 if c.method in DECORRELATED) + FC6 + FC9 + CONV),
+    "v1-table2": Recipe("Learning rates found by doubling", "v1, Table 2", V1_FC1 + V1_FC3 + V1_FC6 + V1_FC9 + V1_CONV, seeds=5,
+                        figure="plot_searches"),
+    "v1-table3": Recipe("Peak accuracies with SGD and squared error", "v1, Table 3", V1_FC1 + V1_FC3 + V1_FC6 + V1_FC9 + V1_CONV, seeds=5),
+    "v1-figure1": Recipe("Angle to BP's update, one noise sample", "v1, Figure 1",
+                         alignment=(*METHODS_3, "--samples", "1", "--repeats", "10"), figure="plot_angles"),
+    "v1-figure2": Recipe("One layer on CIFAR-10, SGD", "v1, Figure 2", V1_FC1, seeds=5),
+    "v1-figure3": Recipe("Three, six and nine hidden layers on CIFAR-10, a convolutional network on CIFAR-100, SGD", "v1, Figure 3",
+                         V1_FC3 + V1_FC6 + V1_FC9 + V1_CONV, seeds=5),
+    "v1-figure4": Recipe("Two noisy passes, SGD", "v1, Figure 4",
+                         tuple(c for c in V1_FC3 if c.method in ("dnp", "danp")) + V1_NOISY_BASELINE, seeds=5),
+    "v1-figure6": Recipe("Angle to BP's update against the noise's variance", "v1, Figure 6 (v2, Figure 7's runs)",
+                         alignment=METHODS_3 + SIGMA2, figure="plot_sigma2"),
+    "v1-figure7": Recipe("SARCOS: inverse dynamics of a robot arm", "v1, Figure 7 (v2, Figure 8's runs)", SARCOS, epochs=500,
+                         search_epochs=50),
+}
+
+NOT_RUN = {
+    "v2-figure1": "an illustration: see npref/equations.py", "v1-figure5": "an illustration: see npref/equations.py",
+    "v2-table1": "the architectures: npref/network.py, `architecture`", "v1-table1": "the architectures: npref/network.py, `architecture`",
+    "v2-table2": "the learning rates: npref/config.py, `TABLE_2`",
+}

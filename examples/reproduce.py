@@ -1,0 +1,383 @@
+"""Every table and figure of the paper, by name.
+
+    python examples/reproduce.py list                                   what there is, and what has been run
+    python examples/reproduce.py run v2-table3 --seeds 0 1 2            run it; the same command goes on where it stopped
+    python examples/reproduce.py table v2-table3                        the paper's numbers beside ours
+    python examples/reproduce.py plot v2-figure3                        its picture
+    python examples/reproduce.py record                                 keep what the runs' logs say under data/results
+
+The recipes are in recipes.py. A run is a process of its own (examples/cifar10.py, lr_search.py or alignment.py) in a folder of its own
+under --runs; two recipes that need the same run share it.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar10 import Parser, attempt, flags
+from lr_search import best
+from recipes import NOT_RUN, RECIPES
+from results import STAND_INS, alignment_name, cell_config, curves, gather, record, run_name, runs_of, searches, table, value
+
+from npref import METHODS, datasets, get_backend
+from npref.backend import BACKENDS, cores
+from npref.network import ARCHITECTURES
+from npref.runlog import read_log
+from npref.train import Interrupted
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process: a script of this folder with its arguments, and the folder and log that it writes. epochs: how many rows it will be."""
+
+    script: str
+    arguments: tuple
+    folder: Path
+    log: str = "log.h5"
+    epochs: int = 1
+
+    def rows(self):
+        """(status, rows) of its log so far; ("new", []) without one."""
+        path = self.folder / self.log
+        if not path.is_file():
+            return "new", []
+        log = read_log(path)
+        return log["status"], log["rows"]
+
+    def done(self):
+        status, rows = self.rows()
+        return status.startswith("diverged") or (status == "finished" and len(rows) >= (self.epochs if self.log == "log.h5" else 0))
+
+
+def parse(arguments):
+    parser = Parser(description="Run, tabulate and draw the paper's tables and figures.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs (default: runs/reproduce)")
+    shared.add_argument("--results", type=Path, default=HERE.parent / "data" / "results", help="recorded results (default: data/results)")
+    names = dict(choices=[*RECIPES, *NOT_RUN], metavar="NAME", help="a table or figure, as `list` names them")
+    commands.add_parser("list", parents=[shared], help="name every table and figure, and what has been run")
+    run = commands.add_parser("run", parents=[shared], help="run tables and figures, or go on with them")
+    run.add_argument("names", nargs="+", **names)
+    run.add_argument("--seeds", type=int, nargs="+", help="(default: as many as the paper took, from 0)")
+    run.add_argument("--epochs", type=int, help="(default: the recipe's: 50, for SARCOS 500)")
+    run.add_argument("--backend", choices=BACKENDS, default="numpy", help="(default: numpy)")
+    run.add_argument("--limit-train", type=int, help="use only the first so many training samples (default: all)")
+    run.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="only cells of these methods (default: all)")
+    run.add_argument("--archs", nargs="+", choices=ARCHITECTURES, metavar="ARCH", help="only cells of these architectures (default: all)")
+    run.add_argument("--samples", type=int, nargs="+", metavar="K", help="only cells with these numbers of noise samples (default: all)")
+    run.add_argument("--jobs", type=int, default=1, help="processes at a time, which share the cores (default: 1)")
+    run.add_argument("--synthetic", action="store_true", help="run on stand-ins that need no download (default: where data are missing)")
+    run.add_argument("--dedup", action="store_true", help="SARCOS without the training rows that are test rows too (default: no)")
+    run.add_argument("--split-test", action="store_true", help="SARCOS by a split of its test file (default: where that is all there is)")
+    run.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
+    run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing (default: no)")
+    show = commands.add_parser("table", parents=[shared], help="print the paper's numbers beside ours")
+    show.add_argument("names", nargs="*", **{**names, "choices": None})
+    plot = commands.add_parser("plot", parents=[shared], help="draw figures from the runs")
+    plot.add_argument("names", nargs="*", **{**names, "choices": None})
+    plot.add_argument("--out", type=Path, help="folder of the pictures (default: --runs)")
+    commands.add_parser("record", parents=[shared], help="write what the logs under --runs say to --results, as text")
+    args = parser.parse_args(arguments)
+    for name in getattr(args, "names", ()):
+        if name not in RECIPES and name not in NOT_RUN:
+            parser.error(f"unknown name {name!r}: expected one of {', '.join([*RECIPES, *NOT_RUN])}")
+    for name in ("epochs", "limit_train", "jobs"):
+        if getattr(args, name, None) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if min(getattr(args, "seeds", None) or [0]) < 0:
+        parser.error(f"--seeds must be at least 0, got {min(args.seeds)}")
+    if args.command == "run" and args.synthetic + args.dedup + args.split_test > 1:
+        parser.error("--synthetic, --dedup and --split-test exclude one another: give one")
+    return args
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    commands = {"list": list_recipes, "run": run, "table": show_table, "plot": draw, "record": keep}
+    return attempt(lambda stop: commands[args.command](args, stop))
+
+
+def list_recipes(args, stop):
+    logs = gather(args.results, args.runs)
+    for name, recipe in RECIPES.items():
+        if recipe.alignment:
+            have = "run" if alignment_of(name, logs) else "not run"
+        else:
+            have = f"{sum(bool(runs_of(cell, logs)) for cell in recipe.cells)} of {len(recipe.cells)} cells run"
+        print(f"{name:<12} {recipe.title} ({recipe.source}): {have}")
+    for name, text in NOT_RUN.items():
+        print(f"{name:<12} nothing to run: {text}")
+    return 0
+
+
+def alignment_of(name, logs):
+    """The log of an alignment recipe, or None."""
+    return next((log for run, log in logs.items() if run.startswith(f"alignment-{alignment_name(name)}-")), None)
+
+
+def run(args, stop):
+    get_backend(args.backend)  # before any work, to say so if it cannot work
+    for name in args.names:
+        if name in NOT_RUN:
+            print(f"{name}: nothing to run, {NOT_RUN[name]}")
+    names = [name for name in dict.fromkeys(args.names) if name in RECIPES]
+    chosen = {name: found for name in names if (found := data_set(name, args))}
+    jobs = unique(job for name, data in chosen.items() for job in [*search_jobs(name, data, args), *alignment_jobs(name, data, args)])
+    if args.dry_run:
+        for job in [*jobs, *unique(job for name, data in chosen.items() for job in training_jobs(name, data, args))]:
+            print(f"python {shlex.join([f'examples/{job.script}', *job.arguments])}")
+        return 0
+    failed = work(jobs, args, stop)
+    trainings = [job for name, data in chosen.items() for job in training_jobs(name, data, args)]
+    failed += work(unique(trainings), args, stop)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def unique(jobs):
+    """Each folder once, in order."""
+    return list({job.folder: job for job in reversed(list(jobs))}.values())[::-1]
+
+
+def data_set(name, args):
+    """{the data set that a cell names: the one that is used}, said where it is a stand-in."""
+    wanted = sorted({cell.dataset for cell in RECIPES[name].cells} or {"cifar10"})
+    chosen = {}
+    for real in wanted:
+        options = STAND_INS[real]
+        if args.synthetic:
+            options = options[-1:]
+        elif real == "sarcos":
+            options = ("sarcos-dedup",) if args.dedup else ("sarcos-split-test",) if args.split_test else options[1:]
+        used = next((option for option in options if datasets.available(option, args.data_dir)), None)
+        if used is None:
+            raise FileNotFoundError(f"no {options[0]} found: get it with python -m npref.datasets fetch {real}, or use --synthetic")
+        if used != real:
+            print(f"{name}: {used} in place of {real}" + ("" if args.synthetic or args.dedup or args.split_test else
+                  f", which was not found; to get it: python -m npref.datasets fetch {real}"), flush=True)
+        chosen[real] = used
+    return chosen
+
+
+def cells_of(name, args):
+    return [cell for cell in RECIPES[name].cells if (not args.methods or cell.method in args.methods)
+            and (not args.archs or cell.arch in args.archs) and (not args.samples or dict(cell.options).get("samples", 1) in args.samples)]
+
+
+def place(args):
+    return () if args.data_dir is None else ("--data-dir", str(args.data_dir))
+
+
+def search_jobs(name, data, args):
+    """The searches for learning rates that the recipe's cells need."""
+    for cell in cells_of(name, args):
+        if cell.search is not None:
+            config = search_config(cell, name, data, args)
+            folder = args.runs / f"search-{run_name(config, lr=False, seed=False)}"
+            words = [word for word in flags(config) if word != "--lr"]
+            words.remove(str(config.lr))
+            words += ["--start", str(cell.search), "--out", str(folder), "--no-plot"]
+            yield Job("lr_search.py", (*words, *place(args)), folder, "search.h5")
+
+
+def search_config(cell, name, data, args):
+    epochs = RECIPES[name].search_epochs
+    return cell_config(cell, data[cell.dataset], lr=cell.search, epochs=min(epochs, args.epochs or epochs), backend=args.backend,
+                       limit_train=args.limit_train)
+
+
+def training_jobs(name, data, args):
+    """The runs of the recipe's cells, seed by seed. A cell whose rate is searched has none until the search has ended."""
+    recipe = RECIPES[name]
+    for seed in args.seeds or range(recipe.seeds):
+        for cell in cells_of(name, args):
+            rate = {}
+            if cell.search is not None:
+                folder = args.runs / f"search-{run_name(search_config(cell, name, data, args), lr=False, seed=False)}"
+                if not (folder / "search.h5").is_file():
+                    continue
+                rate = {"lr": best(read_log(folder / "search.h5")["rows"])}
+            config = cell_config(cell, data[cell.dataset], seed=seed, epochs=args.epochs or recipe.epochs, backend=args.backend,
+                                 limit_train=args.limit_train, **rate)
+            folder = args.runs / run_name(config)
+            words = (*flags(config), "--out", str(folder), "--no-plot", "--quiet", *place(args))
+            yield Job("cifar10.py", words, folder, epochs=config.epochs)
+
+
+def alignment_jobs(name, data, args):
+    recipe = RECIPES[name]
+    if recipe.alignment:
+        words = [alignment_name(name), data["cifar10"], *([f"limit-train-{args.limit_train}"] if args.limit_train else []),
+                 *([args.backend] if args.backend != "numpy" else [])]
+        folder = args.runs / f"alignment-{'-'.join(words)}"
+        limit = ("--limit-train", str(args.limit_train)) if args.limit_train else ()
+        yield Job("alignment.py", (*recipe.alignment, "--dataset", data["cifar10"], "--backend", args.backend, *limit, "--out", str(folder),
+                                   "--no-plot", *place(args)), folder, "alignment.h5")
+
+
+def work(jobs, args, stop):
+    """Run the jobs that are not done, `args.jobs` at a time, and show how far they are; returns a line for each that failed."""
+    waiting, running, failed = [job for job in jobs if not job.done()], {}, []
+    total, display = len(waiting), Display(jobs)
+    if len(jobs) > total:
+        print(f"{len(jobs) - total} of {len(jobs)} runs are done already", flush=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < args.jobs:
+                job = waiting.pop(0)
+                running[job] = start(job, args)
+            time.sleep(0.2)
+            for job in [job for job, process in running.items() if process.poll() is not None]:
+                code = running.pop(job).returncode
+                status, rows = job.rows()
+                if code not in (0, 3) or not job.done():
+                    failed.append(f"{job.folder.name}: exit code {code}: {last_line(job)}")
+                display.close()
+                print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: {result(job, status, rows, code)}"
+                      f"{display.left(waiting, running, args.jobs)}", flush=True)
+            display.show(waiting, running, args.jobs)
+            if stop():
+                raise Interrupted(f"stopped with {len(running) + len(waiting)} of {total} runs to go; all is saved, go on with the "
+                                  "same command")
+    finally:
+        for process in running.values():
+            process.send_signal(signal.SIGTERM)  # each saves itself after its step
+        for process in running.values():
+            process.wait()
+        display.close()
+    return failed
+
+
+def start(job, args):
+    """The job's process, in a session of its own, so that Ctrl-C reaches it once, by way of us. Its words go to output.txt."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    going_on = job.log != "search.h5" and (job.folder / ("checkpoint.h5" if job.log == "log.h5" else job.log)).exists()
+    env = dict(os.environ)
+    if args.jobs > 1:
+        env.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores() // args.jobs)))
+    with open(job.folder / "output.txt", "w") as output:
+        return subprocess.Popen([sys.executable, str(HERE / job.script), *job.arguments, *(["--resume"] if going_on else [])], env=env,
+                                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def last_line(job):
+    lines = (job.folder / "output.txt").read_text(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def result(job, status, rows, code):
+    """What a run that has ended came to."""
+    if code not in (0, 3):
+        return f"failed, {last_line(job)}"
+    if status.startswith("diverged"):
+        return status
+    if job.log == "search.h5":
+        return f"learning rate {best(rows):g}"
+    if job.log == "alignment.h5":
+        return "measured"
+    train, test = value({"rows": rows})
+    form = "{:.1f}% / {:.1f}%, peak train / test accuracy" if "test_accuracy" in rows[0] else "{:.4g} / {:.4g}, final train / test loss"
+    return form.format(train, test) + f" of {len(rows)} epochs"
+
+
+class Display:
+    """How far all runs are: a bar on a terminal, and the time left."""
+
+    def __init__(self, jobs):
+        from importlib.util import find_spec
+
+        self.jobs, self.bar, self.looked = jobs, None, 0.0
+        self.tqdm = find_spec("tqdm") is not None and sys.stderr is not None and sys.stderr.isatty()
+
+    def remaining(self, waiting, running):
+        """(seconds, or None where no epoch has been timed yet; epochs done; epochs in all). An untimed run is taken for an average one."""
+        states = {job: job.rows()[1] for job in self.jobs if job.log == "log.h5"}
+        pace = {job: sum(row["seconds"] for row in rows) / len(rows) for job, rows in states.items() if rows}
+        if not pace:
+            return None, 0, sum(job.epochs for job in states)
+        average = sum(pace.values()) / len(pace)
+        left = sum((job.epochs - len(states[job])) * pace.get(job, average) for job in [*waiting, *running] if job in states)
+        done = sum(min(len(rows), job.epochs) for job, rows in states.items())
+        return left, done, sum(job.epochs for job in states)
+
+    def left(self, waiting, running, jobs):
+        seconds = self.remaining(waiting, running)[0]
+        return f"; about {duration(seconds / jobs)} left" if seconds else ""
+
+    def show(self, waiting, running, jobs):
+        if not self.tqdm or time.monotonic() - self.looked < 2:
+            return
+        from tqdm import tqdm
+
+        self.looked = time.monotonic()
+        seconds, done, total = self.remaining(waiting, running)
+        self.bar = self.bar or tqdm(total=total, unit="epoch", leave=False, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} epochs {postfix}")
+        self.bar.n = done
+        left = f"; {duration(seconds / jobs)} left" if seconds else ""
+        self.bar.set_postfix_str(", ".join(job.folder.name for job in running) + left)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def duration(seconds):
+    hours, minutes = divmod(max(1, round(seconds / 60)), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def show_table(args, stop):
+    names = [name for name in args.names or RECIPES if name in RECIPES]
+    print(table(names, gather(args.results, args.runs)))
+    return 0
+
+
+def draw(args, stop):
+    try:
+        import plots
+    except ImportError as error:
+        raise ValueError(f"plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
+    logs, out = gather(args.results, args.runs), args.out or args.runs
+    out.mkdir(parents=True, exist_ok=True)
+    for name in args.names or RECIPES:
+        if name in NOT_RUN:
+            print(f"{name}: nothing to draw, {NOT_RUN[name]}")
+            continue
+        recipe = RECIPES[name]
+        function = getattr(plots, recipe.figure)
+        if recipe.alignment:
+            log = alignment_of(name, logs)
+            drawn = log and function(log, out / f"{name}.png")
+        else:
+            prepared = curves(recipe.cells, logs) if recipe.figure == "plot_curves" else searches(recipe.cells, logs)
+            drawn = prepared and function(prepared, out / f"{name}.png")
+        if drawn:
+            print(f"{name}: {drawn}")
+        elif args.names:
+            raise ValueError(f"{name} has not been run: expected runs of it in {args.runs} or {args.results}; "
+                             f"python examples/reproduce.py run {name}")
+    return 0
+
+
+def keep(args, stop):
+    logs = gather(args.results, args.runs)
+    kept = {name: log for name, log in logs.items() if log["status"].startswith(("finished", "diverged"))
+            and not log["config"].get("limit_train") and not log["config"]["dataset"].startswith("synthetic")}
+    print(f"{record(args.results, kept)} runs recorded in {args.results}; {len(logs) - len(kept)} are unfinished, on stand-ins or on part "
+          "of the data, and were left out")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

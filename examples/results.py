@@ -1,0 +1,292 @@
+"""Results of runs: gathered from HDF5 logs, kept as small text, and set beside the paper's figures.
+
+A log as text: a line "# " with configuration, environment and status as JSON, a line of column names, then one line a row (an epoch,
+a learning rate or an angle), separated by tabs. `read_text` gives what `npref.runlog.read_log` gives of the log itself.
+"""
+
+import json
+import math
+import shlex
+from pathlib import Path
+
+from cifar10 import flags
+from recipes import RECIPES
+
+from npref.config import Config, default_lr
+from npref.runlog import read_log
+
+# The data sets that may stand in a cell's place, best first; a run on another than the first is labelled with it.
+STAND_INS = {
+    "cifar10": ("cifar10", "synthetic"),
+    "cifar100": ("cifar100", "synthetic-cifar100"),
+    "tiny-imagenet": ("tiny-imagenet", "synthetic-tiny-imagenet"),
+    "sarcos": ("sarcos-dedup", "sarcos", "sarcos-split-test", "synthetic-sarcos"),
+}
+FULL = {"cifar10": "50000 of 50000 + 10000 of 10000"}  # of logs that were written before `Dataset.completeness`
+SUMMARY = ("run", "recipes", "method", "arch", "dataset", "samples", "options", "seed", "epochs", "status", "lr", "decor_lr", "quantity",
+           "peak_train", "peak_test", "peak_epoch", "final_train", "final_test", "minutes", "backend", "device", "threads", "revision",
+           "command")
+
+
+def options_of(config):
+    """What makes a cell besides method, architecture and data: {field: value} of what differs from the defaults; the rate is not in it."""
+    elsewhere = ("method", "arch", "dataset", "seed", "epochs", "lr", "backend", "limit_train", "limit_test", "eval_train")
+    return {f.name: getattr(config, f.name) for f in Config.__dataclass_fields__.values()
+            if f.name not in elsewhere and getattr(config, f.name) != f.default}
+
+
+def run_name(config, *, seed=True, lr=True):
+    """A folder's name for this configuration; epochs are not in it, as a run can be gone on with."""
+    words = [config.dataset, config.arch, config.method]
+    words += [f"{name.replace('_', '-')}{'' if value is True else f'-{value}'}" for name, value in options_of(config).items()]
+    if lr and (config.optimizer == "sgd" or config.lr != default_lr(config.method, config.arch)):
+        words.append(f"lr-{config.lr:.6g}")
+    words += [f"{name.replace('_', '-')}-{getattr(config, name)}" for name in ("limit_train", "limit_test") if getattr(config, name)]
+    words += [config.backend] if config.backend != "numpy" else []
+    return "-".join([*words, *([f"s{config.seed}"] if seed else [])])
+
+
+def config_of(log):
+    """The Config of a training run's log."""
+    return Config(**log["config"])
+
+
+def kind_of(log):
+    """"train", "search" or "alignment"."""
+    if "start" in log["config"]:
+        return "search"
+    return "train" if "lr" in log["config"] else "alignment"
+
+
+def write_text(path, log):
+    """`log` as text at `path`, five significant digits a number."""
+    names = list(log["rows"][0]) if log["rows"] else []
+    head = {"config": log["config"], "environment": log["environment"], "status": log["status"]}
+    lines = ["# " + json.dumps(head), "\t".join(names), *("\t".join(f"{row[name]:.5g}" if isinstance(row[name], float) else str(row[name])
+                                                                   for name in names) for row in log["rows"])]
+    Path(path).write_text("\n".join(lines) + "\n")
+
+
+def read_text(path):
+    """What `write_text` wrote, as a dict like `read_log`'s. Raises ValueError for another kind of file."""
+    head, names, *lines = Path(path).read_text().splitlines()
+    if not head.startswith("# {"):
+        raise ValueError(f"{path}: expected a log as text, beginning with '# {{', got {head[:40]!r}")
+    rows = [{name: int(word) if word.lstrip("-").isdecimal() else float(word) for name, word in zip(names.split("\t"), line.split("\t"))}
+            for line in lines]
+    return {**json.loads(head[2:]), "rows": rows}
+
+
+def gather(results, runs):
+    """{name: log} of the recorded results and of this checkout's own runs; of two of one name, the one with more rows."""
+    logs = {path.stem: read_text(path) for path in sorted(Path(results).glob("logs/*.tsv"))} if results else {}
+    for path in sorted(Path(runs).glob("*/*.h5")) if runs else []:
+        if path.name == "checkpoint.h5":
+            continue
+        log, name = read_log(path), path.parent.name
+        if len(log["rows"]) >= len(logs.get(name, {"rows": ()})["rows"]):
+            logs[name] = log
+    return logs
+
+
+def figures(log):
+    """(quantity, train, test) of a training run: accuracies in % or losses, one number an epoch."""
+    if log["rows"] and "test_accuracy" in log["rows"][0]:
+        return "accuracy", *([100 * row[f"{part}_accuracy"] for row in log["rows"]] for part in ("train", "test"))
+    return "loss", *([row[f"{part}_loss"] for row in log["rows"]] for part in ("train", "test"))
+
+
+def summary(name, log):
+    """One row of runs.tsv: a dict with SUMMARY's names."""
+    config, env, (quantity, train, test) = config_of(log), log["environment"], figures(log)
+    best = max if quantity == "accuracy" else min
+    row = {"run": name, "recipes": ",".join(r for r, recipe in RECIPES.items() if any(matches(cell, config) for cell in recipe.cells)),
+           "method": config.method, "arch": config.arch, "dataset": config.dataset, "samples": samples(log),
+           "options": " ".join(f"{name}={value}" for name, value in options_of(config).items()), "seed": config.seed,
+           "epochs": len(log["rows"]), "status": log["status"], "lr": config.lr,
+           "decor_lr": config.decor_lr if config.method.startswith("d") else "", "quantity": quantity,
+           "minutes": f"{sum(row['seconds'] for row in log['rows']) / 60:.1f}", "backend": env["backend"], "device": env["device"],
+           "threads": env["threads"], "revision": env["revision"], "command": command(config)}
+    if train:
+        row |= {"peak_train": f"{best(train):.5g}", "peak_test": f"{best(test):.5g}", "peak_epoch": test.index(best(test)) + 1,
+                "final_train": f"{train[-1]:.5g}", "final_test": f"{test[-1]:.5g}"}
+    return row
+
+
+def samples(log):
+    """How complete the data were: training and test samples, of how many."""
+    config = log["config"]
+    if "samples" in log["environment"]:
+        return log["environment"]["samples"]
+    return FULL.get(config["dataset"], "?") if not (config["limit_train"] or config["limit_test"]) else "limited"
+
+
+def command(config):
+    """The command that makes this run again."""
+    return "python examples/cifar10.py " + shlex.join(flags(config))
+
+
+def matches(cell, config):
+    """Whether a run of this configuration is one of the cell: on its data or a stand-in, at any rate if the cell's is searched."""
+    if config.dataset not in STAND_INS[cell.dataset] or (cell.method, cell.arch) != (config.method, config.arch):
+        return False
+    wanted = cell_config(cell, config.dataset, **({"lr": config.lr} if cell.search is not None else {}))
+    return options_of(config) == options_of(wanted) and config.lr == wanted.lr
+
+
+def cell_config(cell, dataset, **more):
+    """The Config of a cell on this data set."""
+    return Config(**{"method": cell.method, "arch": cell.arch, "dataset": dataset, **dict(cell.options), **more})
+
+
+def runs_of(cell, logs):
+    """The cell's training runs, one a seed, on the best data there are: {seed: log}.
+
+    Best: the data set itself before stand-ins, then the most training samples. Where rates were searched, the runs at the rate that the
+    search on these data found, if it is there; of several runs of a seed the longest.
+    """
+    found = [log for log in logs.values() if kind_of(log) == "train" and matches(cell, config_of(log))]
+    if not found:
+        return {}
+    order = STAND_INS[cell.dataset]
+
+    def rank(log):
+        return -order.index(log["config"]["dataset"]), log["config"]["limit_train"] or math.inf, log["config"]["limit_test"] or math.inf
+
+    top = max(map(rank, found))
+    found = [log for log in found if rank(log) == top]
+    if cell.search is not None:
+        from lr_search import best
+
+        rates = [best(log["rows"]) for log in searches_of(cell, logs) if log["config"]["dataset"] == found[0]["config"]["dataset"]]
+        found = [log for log in found if log["config"]["lr"] in rates] or found
+    return {log["config"]["seed"]: log for log in sorted(found, key=lambda log: len(log["rows"]))}
+
+
+def searches_of(cell, logs):
+    """The logs of the cell's learning-rate searches that found a rate."""
+    def config(log):
+        return Config(**{name: value for name, value in log["config"].items() if name in Config.__dataclass_fields__}, lr=1.0)
+
+    return [log for log in logs.values() if kind_of(log) == "search" and any(not math.isnan(row["train_loss"]) for row in log["rows"])
+            and cell.search is not None and matches(cell, config(log))]
+
+
+def searches(cells, logs):
+    """The learning-rate searches of these cells: {name: log}, each once."""
+    found = [log for cell in cells for log in searches_of(cell, logs)]
+    return {name: log for name, log in logs.items() if any(log is other for other in found)}
+
+
+def table(names, logs):
+    """The paper's figures and ours, recipe by recipe, as Markdown: mean (min to max) over seeds of peak accuracy or final loss."""
+    lines = []
+    for name in names:
+        recipe = RECIPES[name]
+        lines += [f"**{name}**: {recipe.title} ({recipe.source})", ""]
+        if recipe.alignment:
+            log = next((log for run, log in logs.items() if run.startswith(f"alignment-{alignment_name(name)}")), None)
+            lines += [alignment_table(log) if log else "not run", ""]
+            continue
+        lines += ["| arch | method | paper, train / test | here, train | here, test | test − paper | seeds | epochs | note |",
+                  "|---|---|---|---|---|---|---|---|---|"]
+        lines += [cell_line(cell, runs_of(cell, logs)) for cell in recipe.cells] + [""]
+    return "\n".join(lines)
+
+
+def alignment_name(name):
+    """Recipes that measure the same share a run: it has the first one's name."""
+    return next(other for other, recipe in RECIPES.items() if recipe.alignment == RECIPES[name].alignment)
+
+
+def cell_line(cell, runs):
+    """One line of the table."""
+    paper = " / ".join("–" if value is None else f"{value:g}" for value in cell.paper)
+    if not runs:
+        return f"| {cell.arch} | {label(cell)} | {paper} | not run | not run | | | | |"
+    logs = list(runs.values())
+    ended = [log for log in logs if log["rows"] and not log["status"].startswith("diverged")] or [log for log in logs if log["rows"]]
+    notes = []
+    if logs[0]["config"]["dataset"] != cell.dataset:
+        notes.append(f"on {logs[0]['config']['dataset']}")
+    if logs[0]["config"]["limit_train"] or logs[0]["config"]["dataset"] == "tiny-imagenet":
+        notes.append(samples(logs[0]))
+    if cell.search is not None:
+        notes.append(f"lr {logs[0]['config']['lr']:.3g}" + (f" (paper {cell.paper_lr:g})" if cell.paper_lr else ""))
+    diverged = [f"seed {seed} in epoch {len(log['rows']) + 1}" for seed, log in runs.items() if log["status"].startswith("diverged")]
+    if diverged:
+        notes.append(f"diverged: {', '.join(diverged)}")
+    if not ended:
+        return f"| {cell.arch} | {label(cell)} | {paper} | diverged | diverged | | {len(runs)} | 0 | {'; '.join(notes)} |"
+    train, test = ([value(log)[i] for log in ended] for i in (0, 1))
+    difference = f"{sum(test) / len(test) - cell.paper[1]:+.1f}" if cell.paper[1] is not None else ""
+    epochs = sorted({len(log["rows"]) for log in ended})
+    return (f"| {cell.arch} | {label(cell)} | {paper} | {spread(train)} | {spread(test)} | {difference} | {len(runs)} | "
+            f"{' to '.join(map(str, epochs[:: max(1, len(epochs) - 1)]))} | {'; '.join(notes)} |")
+
+
+def curves(cells, logs):
+    """What plots.plot_curves draws: [(arch and data, quantity, [(label, method, emphasis, [(train, test), ...one a seed])])].
+
+    emphasis is 1, less for fewer noise samples than the most, and "noisy" for a noisy baseline.
+    """
+    panels = {}
+    most = max((dict(cell.options).get("samples", 1) for cell in cells), default=1)
+    for cell in cells:
+        runs = [log for log in runs_of(cell, logs).values() if log["rows"]]
+        if not runs:
+            continue
+        options = dict(cell.options)
+        k = options.get("samples", 1)
+        emphasis = 0.35 + 0.65 * math.log(k) / math.log(most) if k < most and cell.method not in ("bp", "dbp") else 1.0
+        emphasis = "noisy" if "noisy_baseline" in options else emphasis
+        quantity = figures(runs[0])[0]
+        panels.setdefault((cell.arch, runs[0]["config"]["dataset"], quantity), []).append(
+            (label(cell), cell.method, emphasis, [figures(log)[1:] for log in runs]))
+    return [(f"{arch}, {dataset}", quantity, lines) for (arch, dataset, quantity), lines in panels.items()]
+
+
+def label(cell):
+    """A cell's name in tables and legends."""
+    return cell.method.upper() + "".join(f", {'noisy baseline' if name == 'noisy_baseline' else f'K = {value}'}"
+                                         for name, value in cell.options if name in ("noisy_baseline", "samples"))
+
+
+def value(log):
+    """What the paper tabulates of a run: (train, test) peak accuracy in %, or final loss."""
+    quantity, train, test = figures(log)
+    return (max(train), max(test)) if quantity == "accuracy" else (train[-1], test[-1])
+
+
+def spread(values):
+    """The mean, and from where to where."""
+    digits = 1 if max(values) >= 1 else 3
+    text = f"{sum(values) / len(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def alignment_table(log):
+    """Angles at the ends of what was varied, in degrees: one line a method."""
+    rows, methods = log["rows"], log["config"]["methods"]
+    varied = next((name for name in ("samples", "sigma2", "epoch") if len({row[name] for row in rows}) > 1), "samples")
+    values = sorted({row[varied] for row in rows})
+    chosen = values if len(values) < 5 else [values[i * (len(values) - 1) // 4] for i in range(5)]
+    layers = sorted({row["layer"] for row in rows})
+    lines = [f"| method | layer | {' | '.join(f'{varied} {v:g}' for v in chosen)} |", "|---|---|" + "---|" * len(chosen)]
+    for m, method in enumerate(methods):
+        for layer in layers:
+            angles = {row[varied]: row["angle"] for row in rows if (row["method"], row["layer"]) == (m, layer)}
+            lines.append(f"| {method.upper()} | {layer} | " + " | ".join(f"{angles[v]:.1f}°" if v in angles else "" for v in chosen) + " |")
+    return "\n".join(lines)
+
+
+def record(results, logs):
+    """Write runs.tsv and logs/*.tsv under `results`; returns the number of runs."""
+    results = Path(results)
+    (results / "logs").mkdir(parents=True, exist_ok=True)
+    for name, log in logs.items():
+        write_text(results / "logs" / f"{name}.tsv", log)
+    rows = [summary(name, log) for name, log in logs.items() if kind_of(log) == "train"]
+    lines = ["\t".join(SUMMARY), *("\t".join(str(row.get(name, "")) for name in SUMMARY) for row in rows)]
+    (results / "runs.tsv").write_text("\n".join(lines) + "\n")
+    return len(logs)

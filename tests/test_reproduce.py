@@ -1,0 +1,225 @@
+"""The paper's experiments by name: what is run, gone on with, tabulated and drawn."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "examples"))
+
+import cifar10
+import lr_search
+import reproduce
+import results
+from recipes import NOT_RUN, RECIPES, Cell, Recipe
+
+from npref.runlog import read_log
+
+SMALL = ["--synthetic", "--limit-train", "40"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run reproduce.py in an empty folder, with no recorded results; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NPREF_DATA", str(tmp_path / "none"))
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+    def call(*words):
+        try:
+            code = reproduce.main([*words, "--results", str(tmp_path / "results")])
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    yield call
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
+        signal.signal(number, handler)
+
+
+def recipe(monkeypatch, *cells, **more):
+    """The recipe `mine`, made of these cells."""
+    mine = Recipe("Mine", "here", cells, **{"epochs": 2, "seeds": 1, **more})
+    for module in (reproduce, results):
+        monkeypatch.setitem(module.RECIPES, "mine", mine)
+
+
+def test_list_names_every_table_and_figure(run):
+    code, out, _ = run("list")
+    assert code == 0
+    named = {line.split()[0] for line in out.splitlines()}
+    expected = {f"v2-figure{i}" for i in range(1, 10)} | {f"v2-table{i}" for i in range(1, 5)}
+    expected |= {f"v1-figure{i}" for i in range(1, 8)} | {f"v1-table{i}" for i in range(1, 4)}
+    assert named == expected == {*RECIPES, *NOT_RUN}
+    assert "0 of 26 cells run" in out
+
+
+def test_run_go_on_table_plot_record(run, tmp_path):
+    words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "dnp", "--seeds", "0", "3", *SMALL]
+    code, out, err = run(*words, "--epochs", "2", "--jobs", "2")
+    assert code == 0 and err == "" and "v2-figure3: synthetic in place of cifar10" in out and "[4/4]" in out, (out, err)
+    logs = {path.parent.name: read_log(path) for path in (tmp_path / "runs/reproduce").glob("*/log.h5")}
+    assert sorted(logs) == [f"synthetic-fc1-{m}-limit-train-40-s{s}" for m in ("bp", "dnp") for s in (0, 3)]
+    assert all(log["status"] == "finished" and len(log["rows"]) == 2 for log in logs.values())
+    one = logs["synthetic-fc1-dnp-limit-train-40-s3"]
+    assert (one["config"]["seed"], one["config"]["lr"], one["config"]["epochs"], one["config"]["limit_train"]) == (3, 1e-3, 2, 40)
+
+    code, out, _ = run(*words, "--epochs", "2")
+    assert code == 0 and "4 of 4 runs are done already" in out and "[" not in out
+    code, out, _ = run(*words, "--epochs", "3", "--methods", "bp")  # goes on
+    again = read_log(tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5")["rows"]
+    assert code == 0 and len(again) == 3 and again[:2] == logs["synthetic-fc1-bp-limit-train-40-s0"]["rows"]
+
+    code, out, _ = run("table", "v2-figure3")
+    assert code == 0 and "| on synthetic; 40 + 2000 |" in out
+    assert out.count("not run | not run") == 10 and "| fc1 | DNP | 42.8 / 40.2 |" in out and "| 2 | 3 |" in out
+    code, out, _ = run("plot", "v2-figure3")
+    assert code == 0 and (tmp_path / "runs/reproduce/v2-figure3.png").stat().st_size > 10_000
+    assert (tmp_path / "runs/reproduce/v2-figure3.svg").read_text().startswith("<?xml")
+    code, out, _ = run("record")
+    assert code == 0 and out.startswith("0 runs recorded") and "4 are unfinished, on stand-ins or on part of the data" in out
+    code, out, _ = run("list")
+    assert "v2-figure3   One layer and three hidden layers on CIFAR-10 (v2, Figure 3): 2 of 12 cells run" in out
+
+
+def test_the_pictures_are_the_same_every_time(run, tmp_path):
+    assert run("run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs", "1")[0] == 0
+    for out in ("a", "b"):
+        assert run("plot", "v2-figure3", "--out", out)[0] == 0
+    for kind in ("png", "svg"):
+        assert (tmp_path / f"a/v2-figure3.{kind}").read_bytes() == (tmp_path / f"b/v2-figure3.{kind}").read_bytes()
+
+
+def test_rates_are_searched_first(run, tmp_path):
+    words = ["run", "v1-figure2", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs", "1"]
+    code, out, err = run(*words)
+    assert code == 0 and err == "", (out, err)
+    folder, = (tmp_path / "runs/reproduce").glob("search-*")
+    rate = lr_search.best(read_log(folder / "search.h5")["rows"])
+    log, = (read_log(path) for path in (tmp_path / "runs/reproduce").glob("*/log.h5"))
+    assert log["config"]["lr"] == rate and log["config"]["loss"] == "mse" and log["config"]["optimizer"] == "sgd"
+    assert folder.name == "search-synthetic-fc1-bp-loss-mse-optimizer-sgd-limit-train-40"
+    assert f"lr {rate:.3g} (paper 8e-06)" in run("table", "v1-figure2")[1]
+    assert run("plot", "v1-table2")[0] == 0 and (tmp_path / "runs/reproduce/v1-table2.png").stat().st_size > 5000
+
+
+def test_divergence_is_recorded_and_the_rest_goes_on(run, monkeypatch):
+    wild = Cell("bp", "fc1", options=(("optimizer", "sgd"), ("lr", 1e38)), paper=(1.0, 2.0))
+    recipe(monkeypatch, wild, Cell("np", "fc1", paper=(1.0, 2.0)))
+    code, out, err = run("run", "mine", *SMALL)
+    assert code == 0 and err == "" and "diverged: bp diverged in epoch" in out and "[2/2] synthetic-fc1-np" in out, (out, err)
+    assert "1 of 1" not in out
+    code, out, _ = run("run", "mine", *SMALL)
+    assert code == 0 and "2 of 2 runs are done already" in out
+    assert "| fc1 | BP | 1 / 2 | diverged | diverged |" in run("table", "mine")[1]
+
+
+def test_a_failure_is_told_and_the_rest_goes_on(run, monkeypatch, tmp_path):
+    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"))
+    assert run("run", "mine", *SMALL, "--epochs", "1")[0] == 0
+    checkpoint = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/checkpoint.h5"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
+    code, out, err = run("run", "mine", *SMALL, "--epochs", "2")
+    assert code == 1 and "failed: synthetic-fc1-bp-limit-train-40-s0: exit code 2: error: " in err and "damaged" in err
+    assert "[2/2] synthetic-fc1-np-limit-train-40-s0: " in out and "of 2 epochs" in out
+
+
+def test_a_stop_loses_less_than_an_epoch(tmp_path):
+    """Ctrl-C in the middle of a run; the same command goes on and ends as an uninterrupted one does."""
+    env = {**os.environ, "NPREF_DATA": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}
+    words = "run v2-figure3 --synthetic --archs fc1 --methods dnp --seeds 0 --limit-train 200 --epochs".split()
+
+    def start(runs, epochs):
+        places = ["--runs", tmp_path / runs, "--results", tmp_path / "results"]
+        return subprocess.Popen([sys.executable, ROOT / "examples/reproduce.py", *words, str(epochs), *places], env=env,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    process, log = start("a", 300), tmp_path / "a/synthetic-fc1-dnp-limit-train-200-s0/log.h5"
+    while not (log.exists() and len(read_log(log)["rows"]) >= 2):
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped with 1 of 1 runs to go; all is saved, go on with the same command" in err
+    before = read_log(log)
+    assert before["status"] == "interrupted" and 2 <= len(before["rows"]) < 300
+    epochs = len(before["rows"]) + 1
+    for runs in ("a", "b"):
+        out, err = (process := start(runs, epochs)).communicate(timeout=120)
+        assert process.returncode == 0, (out, err)
+    after, whole = (read_log(tmp_path / runs / log.parent.name / "log.h5")["rows"] for runs in ("a", "b"))
+    assert after[:-1] == before["rows"] and len(after) == epochs
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in after] == [
+        {k: v for k, v in row.items() if k != "seconds"} for row in whole]
+
+
+@pytest.mark.parametrize("words, message", [
+    (["run", "v3-table9"], "invalid choice: 'v3-table9'"),
+    (["table", "v3-table9"], "unknown name 'v3-table9': expected one of v2-table3, "),
+    (["run", "v2-table3", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+    (["run", "v2-table3", "--epochs", "0"], "--epochs must be at least 1, got 0"),
+    (["run", "v2-table3", "--seeds", "-1"], "--seeds must be at least 0, got -1"),
+    (["run", "v2-figure8", "--synthetic", "--dedup"], "--synthetic, --dedup and --split-test exclude one another: give one"),
+    (["run", "v2-figure8", "--dedup"], "no sarcos-dedup found: get it with python -m npref.datasets fetch sarcos, or use --synthetic"),
+    (["plot", "v2-figure3"], "v2-figure3 has not been run: expected runs of it in"),
+    (["run", "v2-table3", "--backend", "cupy"], "cupy"),
+    (["draw"], "invalid choice: 'draw'"),
+])
+def test_mistakes(run, words, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    code, out, err = run(*words)
+    assert code == 2 and message in err and err.count("\n") == 1, (out, err)
+
+
+def test_what_there_is_nothing_to_run_for(run):
+    for name, text in NOT_RUN.items():
+        assert run("run", name)[:2] == (0, f"{name}: nothing to run, {text}\n")
+        assert run("plot", name)[:2] == (0, f"{name}: nothing to draw, {text}\n")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_dry_run_prints_commands_that_parse(run, name):
+    """Every cell of every recipe; searched ones as searches, as their rates are not known yet."""
+    code, out, err = run("run", name, "--synthetic", "--dry-run", "--seeds", "1", "2", "--backend", "numpy")
+    commands = [shlex.split(line) for line in out.splitlines() if line.startswith("python ")]
+    cells = RECIPES[name].cells
+    searched = sum(cell.search is not None for cell in cells)
+    assert code == 0 and len(commands) == searched + 2 * (len(cells) - searched) + bool(RECIPES[name].alignment)
+    for _, script, *words in commands:
+        if script == "examples/cifar10.py":
+            args, given = cifar10.parse(words)
+            assert given["seed"] in (1, 2) and given["epochs"] == RECIPES[name].epochs and given["dataset"].startswith("synthetic")
+        if script == "examples/lr_search.py":
+            assert lr_search.parse(words).start in (1e-6, 1e-7)
+
+
+def test_filters(run):
+    def commands(*words):
+        return run("run", *words, "--synthetic", "--dry-run", "--seeds", "0")[1].splitlines()[1:]
+
+    ten = commands("v2-table4", "--samples", "10")
+    assert len(ten) == 2 and all("--samples 10" in line for line in ten)
+    assert len(commands("v2-table4", "--samples", "1", "--methods", "dinp")) == 1
+    assert len(commands("v2-figure9", "--archs", "fc6", "fc9")) == 6
+    assert len(commands("v2-table3", "v2-figure3")) > 26 - 1 and len(set(commands("v2-table3", "v2-figure3"))) == 27  # shared runs once
+
+
+def test_the_data_that_are_used(run, tmp_path):
+    def used(*words):
+        code, out, err = run("run", "v2-figure8", "--dry-run", *words)
+        return {line.split("--dataset ")[1].split()[0] for line in out.splitlines() if line.startswith("python")}, out
+
+    assert used()[0] == {"synthetic-sarcos"}
+    assert "v2-figure8: synthetic-sarcos in place of sarcos, which was not found; to get it: python -m npref.datasets fetch" in used()[1]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "sarcos_inv_test.mat").write_bytes(b"")
+    assert used()[0] == {"sarcos-split-test"} == used("--split-test")[0]
+    (tmp_path / "none" / "sarcos_inv.mat").write_bytes(b"")
+    assert used()[0] == {"sarcos"} and used("--dedup")[0] == {"sarcos-dedup"} and used("--synthetic")[0] == {"synthetic-sarcos"}
+    assert all(f"--data-dir {tmp_path / 'none'}" in line for line in used("--data-dir", str(tmp_path / "none"))[1].splitlines()
+               if line.startswith("python"))

@@ -1,0 +1,184 @@
+"""Logs as text, which runs belong to which cell, and the table."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(ROOT / "examples"))
+
+import cifar10
+import recipes
+import results
+from recipes import RECIPES, Cell
+
+from npref import METHODS
+from npref.config import TABLE_2, Config
+from npref.network import ARCHITECTURES
+
+ENV = {"backend": "numpy", "device": "CPU", "threads": "1", "revision": "abc", "samples": "50000 of 50000 + 10000 of 10000"}
+
+
+def log_of(config, test, train=None, status="finished"):
+    rows = [{"epoch": i + 1, "step": 50 * (i + 1), "train_loss": 1.0, "train_accuracy": b / 100, "test_loss": 1.25,
+             "test_accuracy": a / 100, "seconds": 30.0} for i, (a, b) in enumerate(zip(test, train or test))]
+    return {"config": {f: getattr(config, f) for f in Config.__dataclass_fields__}, "environment": ENV, "status": status, "rows": rows}
+
+
+def config_of(method="np", arch="fc1", dataset="cifar10", **more):
+    return Config(method=method, arch=arch, dataset=dataset, **more)
+
+
+def test_a_log_as_text(tmp_path):
+    log = log_of(config_of(epochs=3), [10.0, 20.123456, 30.0])
+    log["rows"][1]["test_loss"] = math.nan
+    log["rows"][2]["train_loss"] = 1.23456789e-7
+    results.write_text(tmp_path / "a.tsv", log)
+    back = results.read_text(tmp_path / "a.tsv")
+    assert {k: back[k] for k in ("config", "environment", "status")} == {k: log[k] for k in ("config", "environment", "status")}
+    assert [row["epoch"] for row in back["rows"]] == [1, 2, 3] and isinstance(back["rows"][0]["step"], int)
+    assert back["rows"][1]["test_accuracy"] == 0.20123 and math.isnan(back["rows"][1]["test_loss"])
+    assert back["rows"][2]["train_loss"] == 1.2346e-07
+    results.write_text(tmp_path / "b.tsv", back)
+    assert (tmp_path / "a.tsv").read_bytes() == (tmp_path / "b.tsv").read_bytes()
+    (tmp_path / "a.tsv").write_text("<html>\n404\n")
+    with pytest.raises(ValueError, match="a.tsv: expected a log as text"):
+        results.read_text(tmp_path / "a.tsv")
+
+
+configs = st.builds(
+    lambda method, arch, epochs, seed, options: Config(method=method, arch=arch, dataset="synthetic", epochs=epochs, seed=seed, **options),
+    st.sampled_from(METHODS), st.sampled_from([a for a in ARCHITECTURES if a != "fc1"]), st.integers(1, 99), st.integers(0, 9),
+    st.fixed_dictionaries({}, optional={
+        "lr": st.sampled_from([1e-4, 1e-3, 0.25]), "bias": st.booleans(), "loss": st.sampled_from(["cce", "mse"]),
+        "optimizer": st.sampled_from(["adam", "adam-eps-hat"]), "inputs": st.sampled_from(["auto", "standard"]),
+        "limit_train": st.one_of(st.none(), st.integers(1, 9)), "slope": st.sampled_from([0.2, 0.01]),
+        "init": st.sampled_from(["he", "glorot"])}))
+
+
+@given(configs)
+def test_flags_make_the_same_configuration(config):
+    args, given_flags = cifar10.parse(cifar10.flags(config))
+    assert Config(**given_flags) == config
+    assert results.command(config).startswith("python examples/cifar10.py --method ")
+
+
+@given(configs, configs)
+def test_names_differ_where_configurations_do(one, two):
+    """Folders are shared by runs that differ in epochs alone, and by no others."""
+    same = all(getattr(one, f) == getattr(two, f) for f in Config.__dataclass_fields__ if f != "epochs")
+    assert (results.run_name(one) == results.run_name(two)) == same
+
+
+def test_names_are_readable():
+    assert results.run_name(config_of("danp", "fc3", noisy_baseline=True, seed=2)) == "cifar10-fc3-danp-noisy-baseline-s2"
+    assert results.run_name(config_of("bp", "fc1", optimizer="sgd", lr=0.008192, loss="mse", limit_train=2000)) == (
+        "cifar10-fc1-bp-loss-mse-optimizer-sgd-lr-0.008192-limit_train-2000-s0".replace("limit_train", "limit-train"))
+    assert results.run_name(config_of("bp", "fc1", lr=0.5), lr=False, seed=False) == "cifar10-fc1-bp"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_sound(name):
+    recipe = RECIPES[name]
+    assert bool(recipe.cells) != bool(recipe.alignment)
+    assert len(set(recipe.cells)) == len(recipe.cells)
+    for cell in recipe.cells:
+        config = results.cell_config(cell, cell.dataset, **({"lr": 1.0} if cell.search else {}))
+        assert results.matches(cell, config) and config.batch_size == 1000
+        others = [other for other in recipe.cells if other is not cell and results.matches(other, config)]
+        assert not others, "two cells of one recipe would be one run"
+
+
+def test_the_papers_numbers():
+    """Spot checks of the transcription, and that every filled cell of Table 2 that Table 3 or 4 reports is there."""
+    table = {(c.method, c.arch): c.paper for c in RECIPES["v2-table3"].cells}
+    assert len(table) == 26 and len(RECIPES["v2-table4"].cells) == 10 and len(RECIPES["v1-table3"].cells) == 24
+    assert table["danp", "fc3"] == (48.5, 44.4) and table["dnp", "fc9"] == (40.5, 38.6) and table["inp", "conv"] == (52.3, 49.9)
+    assert {key for key in TABLE_2 if key[1] != "conv-tiny"} <= set(table)
+    tiny = {(c.method, dict(c.options).get("samples", 1)): c.paper for c in RECIPES["v2-table4"].cells}
+    assert tiny["danp", 30] == (32.8, 11.3) and tiny["dnp", 100] == (9.7, 7.5)
+    v1 = {(c.method, c.arch): (c.paper_lr, *c.paper) for c in RECIPES["v1-table3"].cells}
+    assert v1["danp", "fc6"] == (66, 95.5, 41.6) and v1["dinp", "conv"] == (2.0, 84.6, 24.7)
+    sarcos = {c.method: c.paper[1] for c in RECIPES["v2-figure8"].cells}
+    assert sarcos == {"np": 11.18, "dnp": 10.51, "anp": 15.86, "danp": 9.79, "bp": 9.48, "dbp": 7.02}
+    assert {c.method: dict(c.options).get("decor_lr") for c in recipes.SARCOS} == {
+        "np": None, "dnp": 1e-4, "anp": None, "danp": 1e-4, "bp": None, "dbp": None}
+
+
+def test_which_runs_are_a_cells():
+    cell = Cell("np", "fc1", paper=(38.5, 38.2))
+    short, long = log_of(config_of(), [20.0]), log_of(config_of(), [20.0, 30.0])
+    seed1 = log_of(config_of(seed=1), [25.0])
+    others = [log_of(config_of("bp"), [1.0]), log_of(config_of(arch="fc3"), [1.0]), log_of(config_of(bias=True), [1.0]),
+              log_of(config_of(lr=0.1), [1.0]), log_of(config_of(noisy_baseline=True), [1.0])]
+    lesser = [log_of(config_of(limit_train=2000), [1.0, 1.0, 1.0]), log_of(config_of(dataset="synthetic"), [1.0])]
+    logs = dict(enumerate([long, short, *others, *lesser, seed1]))
+    assert results.runs_of(cell, logs) == {0: long, 1: seed1}
+    assert results.runs_of(cell, dict(enumerate([*others, *lesser]))) == {0: lesser[0]}  # on part of the data before a stand-in
+    assert results.runs_of(cell, dict(enumerate(others))) == {}
+    assert results.runs_of(Cell("np", "fc1", "cifar100"), logs) == {}
+
+
+def test_the_rate_that_a_search_found():
+    cell = Cell("bp", "fc1", options=(("optimizer", "sgd"),), search=1e-6)
+    slow, fast = (log_of(config_of("bp", optimizer="sgd", lr=lr), [10.0 * lr]) for lr in (1.0, 2.0))
+    search = log_of(config_of("bp", optimizer="sgd", lr=1.0), [])
+    del search["config"]["lr"]
+    search["config"]["start"] = 1.0
+    search["rows"] = [{"lr": 1.0, "train_loss": 0.5}, {"lr": 2.0, "train_loss": 0.75}, {"lr": 4.0, "train_loss": math.nan}]
+    assert results.runs_of(cell, {"a": fast, "b": slow, "s": search}) == {0: slow}
+    search["rows"][1]["train_loss"] = 0.25
+    assert results.runs_of(cell, {"a": slow, "b": fast, "s": search}) == {0: fast}
+    assert results.searches([cell], {"a": slow, "s": search}) == {"s": search}
+
+
+def test_the_table():
+    cell = Cell("np", "fc1", paper=(38.5, 38.2))
+    logs = {"a": log_of(config_of(), [10.0, 40.0, 20.0], [11.0, 12.0, 41.0]), "b": log_of(config_of(seed=1), [10.0, 30.0], [9.0, 8.0])}
+    assert results.cell_line(cell, results.runs_of(cell, logs)) == (
+        "| fc1 | NP | 38.5 / 38.2 | 25.0 (9.0 to 41.0) | 35.0 (30.0 to 40.0) | -3.2 | 2 | 2 to 3 |  |")
+    assert results.cell_line(cell, {}) == "| fc1 | NP | 38.5 / 38.2 | not run | not run | | | | |"
+    logs["b"]["status"] = "diverged: NP diverged in epoch 3"
+    assert results.cell_line(cell, results.runs_of(cell, logs)) == (
+        "| fc1 | NP | 38.5 / 38.2 | 41.0 | 40.0 | +1.8 | 2 | 3 | diverged: seed 1 in epoch 3 |")
+    text = results.table(["v2-figure3", "v2-figure7"], logs)
+    assert "**v2-figure3**" in text and text.count("not run") == 2 * 11 + 1 and "| fc3 | DANP | 48.5 / 44.4 | not run" in text
+    stand_in = {"a": log_of(config_of(dataset="synthetic"), [10.0])}
+    assert results.cell_line(cell, results.runs_of(cell, stand_in)).endswith("| on synthetic |")
+
+
+def test_losses_are_final_accuracies_peaks():
+    log = log_of(config_of(), [10.0, 30.0, 20.0], [5.0, 50.0, 40.0])
+    assert results.value(log) == (50.0, 30.0)
+    for row in log["rows"]:
+        del row["train_accuracy"], row["test_accuracy"]
+    log["rows"][-1] |= {"train_loss": 0.5, "test_loss": 2.5}
+    assert results.value(log) == (0.5, 2.5) and results.figures(log)[0] == "loss"
+
+
+def test_curves():
+    cells = [Cell("np", "fc1"), Cell("danp", "fc3", options=(("samples", 10),)), Cell("danp", "fc3", options=(("samples", 100),)),
+             Cell("dnp", "fc3", options=(("noisy_baseline", True),)), Cell("bp", "fc3")]
+    logs = {i: log_of(results.cell_config(cell, "cifar10"), [10.0 * i, 20.0]) for i, cell in enumerate(cells[:4])}
+    panels = results.curves(cells, logs)
+    assert [(title, quantity, [line[:3] for line in lines]) for title, quantity, lines in panels] == [
+        ("fc1, cifar10", "accuracy", [("NP", "np", 0.35)]),
+        ("fc3, cifar10", "accuracy", [("DANP, K = 10", "danp", pytest.approx(0.675)), ("DANP, K = 100", "danp", 1.0),
+                                      ("DNP, noisy baseline", "dnp", "noisy")])]
+    assert np.allclose(panels[1][2][1][3], [[[20.0, 20.0], [20.0, 20.0]]])
+
+
+def test_record(tmp_path):
+    log = log_of(config_of(epochs=3), [10.0, 30.0, 20.0], [5.0, 15.0, 25.0])
+    assert results.record(tmp_path, {"cifar10-fc1-np-s0": log}) == 1
+    head, line = (tmp_path / "runs.tsv").read_text().splitlines()
+    row = dict(zip(head.split("\t"), line.split("\t")))
+    assert row["run"] == "cifar10-fc1-np-s0" and row["recipes"] == "v2-table3,v2-figure3" and row["command"] == (
+        "python examples/cifar10.py --method np --arch fc1 --dataset cifar10 --epochs 3")
+    assert (row["peak_train"], row["peak_test"], row["peak_epoch"], row["final_train"], row["final_test"]) == ("25", "30", "2", "25", "20")
+    assert (row["minutes"], row["lr"], row["decor_lr"], row["seed"], row["revision"]) == ("1.5", "0.001", "", "0", "abc")
+    assert results.gather(tmp_path, None) == {"cifar10-fc1-np-s0": log}
