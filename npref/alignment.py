@@ -1,8 +1,16 @@
-"""How well an update points where backpropagation's does."""
+"""How well a rule's update agrees with backpropagation's: angles, their fall with the noise samples, bias and variance.
 
+The reference g_l is BP's ΔW_l (Eq. 1) on the same network, parameters and batch (`rules.bp_update`). For a decorrelated method that is
+DBP's: the gradient with respect to W_l where x* = R x is the layer's input. Updates come as ΔW_1 ... ΔW_L (`Update.dW`); biases are
+not compared. Sums are in float64, whatever the updates are in.
+"""
+
+from dataclasses import dataclass
 from math import pi
 
-from .backend import array_module
+import numpy as np
+
+from .backend import array_module, to_host
 
 
 def angle(update, reference):
@@ -17,6 +25,101 @@ def angle(update, reference):
     u, v = _unit(xp, update), _unit(xp, reference)
     half = xp.arctan2(xp.sqrt(xp.sum((u - v) ** 2)), xp.sqrt(xp.sum((u + v) ** 2)))
     return half * (360 / pi)
+
+
+def angles(dW, reference):
+    """The angle of every layer, in degrees: ΔW_1 ... ΔW_L of two updates -> (L,) float64 on the host.
+
+    Raises ValueError for unequal numbers of layers, or shapes.
+    """
+    _check_layers(dW, reference)
+    return to_host(array_module(*dW, *reference).stack([angle(u, g) for u, g in zip(dW, reference)]))
+
+
+def running_means(update, samples):
+    """A rule's update with K noise samples, for every K in `samples`, increasing: yields (K, (ΔW_1 ... ΔW_L)), float64.
+
+    update(range) gives the `Update` averaged over those noise samples alone. Each is asked for once, so K = 1, 10, 1000 takes 1000
+    noisy passes, and a smaller K has the first noise samples of a larger one. From j to K noise samples
+
+        ū_K = ū_j + (K - j)/K (u_j:K - ū_j)
+
+    Raises ValueError if `samples` is not increasing from at least 1.
+    """
+    samples = list(samples)
+    if not samples or samples[0] < 1 or samples != sorted(set(samples)):
+        raise ValueError(f"samples must be increasing numbers of noise samples, 1 or more, got {samples}")
+    j, mean = 0, None
+    for K in samples:
+        dW = update(range(j, K)).dW
+        mean = tuple(u.astype("float64") for u in dW) if mean is None else tuple(m + (u - m) * ((K - j) / K) for m, u in zip(mean, dW))
+        yield K, mean
+        j = K
+
+
+@dataclass(frozen=True)
+class Spread:
+    """R estimates u_1 ... u_R so far: count = R; mean, ū per layer; squares (L,), Σ_r ‖u_r - ū‖². All float64."""
+
+    count: int
+    mean: tuple
+    squares: object
+
+
+@dataclass(frozen=True)
+class Split:
+    """An estimator's squared distance from g, split per layer: all (L,) float64 on the host, in the units of ‖g‖², or of nothing.
+
+    variance  Σ_r ‖u_r - ū‖² / (R - 1)
+    bias2     ‖ū - g‖² - variance / R, which is unbiased, and so below 0 now and then
+    relative_variance, relative_bias2: both over ‖g‖² (not finite where g is 0).   snr  (‖ū‖² - variance / R) / variance
+    """
+
+    variance: np.ndarray
+    bias2: np.ndarray
+    relative_variance: np.ndarray
+    relative_bias2: np.ndarray
+    snr: np.ndarray
+
+
+def add_estimate(spread, dW):
+    """The Spread with one more independent estimate; `spread` is None before the first. Welford's update:
+
+        ū ← ū + d/R,   squares ← squares + (R - 1)/R ‖d‖²,   d = u_R - ū
+
+    which needs no earlier estimate, and no difference of large squares. Raises ValueError for unequal shapes.
+    """
+    xp = array_module(*dW)
+    if spread is None:
+        return Spread(1, tuple(u.astype("float64") for u in dW), xp.zeros(len(dW)))
+    _check_layers(dW, spread.mean)
+    R, d = spread.count + 1, [u - mean for u, mean in zip(dW, spread.mean)]
+    return Spread(R, tuple(mean + d_l / R for mean, d_l in zip(spread.mean, d)), spread.squares + (R - 1) / R * _norm2(xp, d))
+
+
+def bias_and_variance(spread, reference):
+    """The Split of the estimates in `spread` about the reference g_1 ... g_L. Raises ValueError for fewer than two, or unequal shapes."""
+    if spread is None or spread.count < 2:
+        raise ValueError(f"a variance needs at least 2 independent estimates, got {0 if spread is None else spread.count}")
+    _check_layers(spread.mean, reference)
+    xp = array_module(*spread.mean, *reference)
+    norms = [_norm2(xp, a) for a in ([m - g for m, g in zip(spread.mean, reference)], spread.mean, reference)]
+    error, mean, g = to_host(xp.stack(norms))  # (L,) each
+    variance = to_host(spread.squares) / (spread.count - 1)
+    bias2 = error - variance / spread.count
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Split(variance, bias2, variance / g, bias2 / g, (mean - variance / spread.count) / variance)
+
+
+def _check_layers(dW, reference):
+    shapes = [[a.shape for a in update] for update in (dW, reference)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"two updates must have the same layers, got {shapes[0]} and {shapes[1]}")
+
+
+def _norm2(xp, arrays):
+    """‖·‖² of every array, in float64: (L,)."""
+    return xp.stack([xp.sum(a.astype("float64", copy=False) ** 2) for a in arrays])
 
 
 def _unit(xp, update):

@@ -121,7 +121,7 @@ def lock(folder):
         file.close()
         raise OSError(f"another process is writing the run in {folder}: wait for it, or stop it") from error
     for path in Path(folder).iterdir():  # what a killed run left half written; nobody else is writing here now
-        if re.fullmatch(r"\.(log|checkpoint)\.h5\.\d+\.tmp", path.name):
+        if re.fullmatch(r"\.(log|checkpoint|alignment)\.h5\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)
     return file
 

@@ -53,12 +53,16 @@ def initial_state(config, network, xp=np):
     return State(params, None if config.optimizer == "sgd" else init_adam(learnable(params)))
 
 
-def noise_groups(config, network, step, rows, xp):
-    """The noise of one step as groups that fit a memory budget: an iterator of tuples, (k, B, *shape) per layer."""
+def noise_groups(config, network, step, rows, xp, samples=None):
+    """The noise of one step as groups that fit a memory budget: an iterator of tuples, (k, B, *shape) per layer.
+
+    samples: a range of the step's noise samples; None for the configured K, range(K).
+    """
     rule, _ = rules.split_method(config.method)
-    size = rules.group_size(network, rule, len(rows), np.dtype(config.dtype).itemsize, config.samples)
-    for k in range(0, config.samples, size):
-        yield _noise(config, network, step, range(k, min(k + size, config.samples)), rows, xp, noise_source.NOISE)
+    samples = range(config.samples) if samples is None else samples
+    size = rules.group_size(network, rule, len(rows), np.dtype(config.dtype).itemsize, len(samples))
+    for k in range(0, len(samples), size):
+        yield _noise(config, network, step, samples[k : k + size], rows, xp, noise_source.NOISE)
 
 
 def _noise(config, network, step, samples, rows, xp, stream):
@@ -67,13 +71,13 @@ def _noise(config, network, step, samples, rows, xp, stream):
                  for l, shape in enumerate(network.shapes[1:]))
 
 
-def compute_update(config, network, params, x, t, step):
-    """The configured rule on one mini-batch, with the noise of that step: an `Update`."""
+def compute_update(config, network, params, x, t, step, samples=None):
+    """The configured rule on one mini-batch, with the noise of that step: an `Update`. samples: as for `noise_groups`."""
     xp, rows = array_module(x, t), range(len(x))
     rule, _ = rules.split_method(config.method)
     if rule == "bp":
         return rules.bp_update(network, params, x, t, loss=config.loss)
-    groups = noise_groups(config, network, step, rows, xp)
+    groups = noise_groups(config, network, step, rows, xp, samples)
     if rule == "inp":
         return rules.inp_update(network, params, x, t, groups, loss=config.loss)
     baseline = None
