@@ -5,6 +5,7 @@ sets do as well, with --dataset.
 """
 
 import argparse
+import importlib
 import os
 import signal
 import sys
@@ -108,15 +109,20 @@ def given_flags(args):
 
 
 def main(arguments=None):
+    any_letters()
     args, given = parse(arguments)
-    return attempt(lambda stop: run(args, given, stop))
+    return exit_code(lambda stop: run(args, given, stop))
 
 
-def attempt(work):
-    """work(stop) with signals and errors made exit codes; stop() tells whether a signal has asked for a clean end."""
+def any_letters():
+    """Let a terminal without Greek letters show ?, and the run go on."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # closed by the caller
-            stream.reconfigure(errors="replace")  # a terminal without Greek letters shows ?, and the run goes on
+            stream.reconfigure(errors="replace")
+
+
+def exit_code(work):
+    """work(stop), with signals and errors made into one line and an exit code; stop() tells whether a signal has come."""
     stopping = []
     try:
         def ask(number, frame):  # the first signal asks for a clean stop, a second is obeyed at once
@@ -131,7 +137,7 @@ def attempt(work):
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + stopping[0]
-    except BrokenPipeError:  # whoever read our output has gone, as in `| head`; the epochs so far are saved
+    except BrokenPipeError:  # whoever read our output has gone, as in `| head`; what is finished is saved
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Diverged as error:
@@ -171,11 +177,9 @@ def run(args, given, stop):
     for warning in caught:
         print("warning: " + " ".join(str(warning.message).split()), file=sys.stderr)
     if args.resume is not None:
-        now, before = environment(backend), saved["environment"]
-        names = ("revision", "numpy", "blas", "threads", "device")
-        changed = [f"{name} was {before.get(name)}, now {now[name]}" for name in names if before.get(name) != now[name]]
+        changed = changes(saved["environment"], environment(backend))
         if changed:
-            say(f"note: {'; '.join(changed)}: the weights may differ in their last bits from an uninterrupted run's")
+            say(f"note: {changed}: the weights may differ in their last bits from an uninterrupted run's")
     say(f"run: {config.method} on {config.arch}, {config.optimizer} with lr {config.lr:g}, seed {config.seed}, "
         f"{config.backend} {config.dtype}")
     try:
@@ -192,7 +196,7 @@ def run(args, given, stop):
     print(f"{config.method} {config.arch} on {data.name}: {summary(log['rows'])}")
     print(f"log: {out / 'log.h5'}\ncheckpoint: {out / 'checkpoint.h5'}")
     if plot is not None:
-        print(f"picture: {plot(log, out / 'curves.png')}")
+        print(f"picture: {plot.plot_run(log, out / 'curves.png')}")
     elif args.plot is None:
         print("picture: none, matplotlib cannot be imported; pip install -e \".[examples]\"")
     return 0
@@ -206,6 +210,12 @@ def summary(rows):
     name = "peak" if best is max else "lowest"
     return (f"{name} test {quantity} {peak:{form}} (epoch {rows[test.index(peak)]['epoch']}), {name} train {best(train):{form}}; "
             f"final test {test[-1]:{form}}, train {train[-1]:{form}}")
+
+
+def changes(before, now):
+    """What differs between two environments and may change last bits, in words; empty if nothing."""
+    names = ("revision", "numpy", "blas", "threads", "device")
+    return "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in names if before.get(name) != now[name])
 
 
 def line(row, epochs):
@@ -222,9 +232,10 @@ def line(row, epochs):
 
 
 class Bar:
-    """A progress bar for the epoch under way, on a terminal only."""
+    """A progress bar for the epoch (or other work) under way, on a terminal only."""
 
-    def __init__(self, quiet):
+    def __init__(self, quiet, unit="batch"):
+        self.unit = unit
         try:
             from tqdm import tqdm
         except ImportError:
@@ -234,7 +245,7 @@ class Bar:
 
     def show(self, done, of):
         if self.tqdm is not None:
-            self.bar = self.bar or self.tqdm(total=of, leave=False, unit="batch")
+            self.bar = self.bar or self.tqdm(total=of, initial=done, leave=False, unit=self.unit)
             self.bar.update(done - self.bar.n)
 
     def close(self):
@@ -243,17 +254,16 @@ class Bar:
             self.bar = None
 
 
-def plotter(wanted, name="plot_run"):
-    """The function of plots.py that draws, or None. Asked for in so many words, its absence is an error."""
+def plotter(wanted, module="plots"):
+    """The module that draws, or None. Asked for in so many words, its absence is an error."""
     if wanted is False:
         return None
     try:
-        import plots
+        return importlib.import_module(module)
     except ImportError as error:
         if wanted:
             raise ValueError(f"--plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
         return None
-    return getattr(plots, name)
 
 
 def unused(folder):

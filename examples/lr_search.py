@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
-from cifar10 import FLAGS, Parser, add_flags, attempt, given_flags, plotter, unused
+from cifar10 import FLAGS, Parser, add_flags, any_letters, exit_code, given_flags, plotter, unused
 
 from npref import datasets, get_backend
 from npref.config import Config
@@ -84,14 +84,15 @@ def parse(arguments):
 
 
 def main(arguments=None):
+    any_letters()
     args = parse(arguments)
-    return attempt(lambda stop: run(args, stop))
+    return exit_code(lambda stop: run(args, stop))
 
 
 def run(args, stop):
     say = (lambda *words: None) if args.quiet else lambda *words: print(*words, flush=True)
     config = Config(**given_flags(args), lr=args.start)
-    draw = plotter(args.plot, "plot_search")
+    plots = plotter(args.plot)
     backend = get_backend(config.backend)
     data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
     config = replace(config, dataset=data.name)
@@ -119,8 +120,8 @@ def run(args, stop):
     write_log(path, about, env, rows, "finished")
     print(f"{config.method} {config.arch} on {data.name}: best learning rate {best(rows):g} of {len(rows)} from {rows[0]['lr']:g} to "
           f"{rows[-1]['lr']:g}\nlog: {path}")
-    if draw is not None:
-        print(f"picture: {draw(read_log(path), out / 'search.png')}")
+    if plots is not None:
+        print(f"picture: {plots.plot_search(read_log(path), out / 'search.png')}")
     return 0
 
 

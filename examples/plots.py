@@ -16,7 +16,7 @@ from npref.runlog import read_log
 
 # One colour a rule, everywhere; decorrelated forms are solid, plain ones dashed.
 COLOURS = {"bp": "black", "np": "C3", "inp": "C2", "anp": "C0"}
-MARKERS = {"bp": "s", "np": "v", "inp": "o", "anp": "^"}
+MARKERS = {"bp": "D", "np": "s", "inp": "^", "anp": "o"}  # full for decorrelated forms, hollow for plain ones: also readable in grey
 
 
 def plot_run(log, path):
@@ -86,7 +86,7 @@ def plot_curves(panels, path):
                     style |= dict(ls=":")
                 else:
                     style |= dict(color=blend(style["color"], emphasis))
-                axes.plot(epochs, values.mean(axis=0), label=label, lw=1.3, ms=4, markevery=max(1, shortest // 8), **style)
+                axes.plot(epochs, values.mean(axis=0), label=label, lw=1.3, markevery=max(1, shortest // 8), **style)
                 axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.2, lw=0)
             seeds = sorted({len(runs) for *_, runs in lines})
             axes.set(title=f"{title}: {part}", xlabel="epoch",
@@ -114,7 +114,7 @@ def plot_searches(logs, path):
             best = min(rows, key=lambda row: row["train_loss"])
             method = log["config"]["method"]
             style = line_style(method)
-            axes.loglog([row["lr"] for row in rows], [row["train_loss"] for row in rows], ms=4, label=method.upper(), **style)
+            axes.loglog([row["lr"] for row in rows], [row["train_loss"] for row in rows], label=method.upper(), **style)
             axes.plot(best["lr"], best["train_loss"], "*", ms=12, color=style["color"])
         axes.set(title=", ".join(place), xlabel="learning rate (star: the best)", ylabel="training loss")
         axes.grid(alpha=0.3)
@@ -123,10 +123,9 @@ def plot_searches(logs, path):
 
 
 def line_style(method):
-    """Colour and marker by rule; decorrelated methods solid with filled markers, plain ones dashed with open ones: readable in grey."""
-    rule = method.removeprefix("d")
-    return dict(color=COLOURS[rule], marker=MARKERS[rule], ls="-" if method.startswith("d") else "--",
-                mfc=None if method.startswith("d") else "white")
+    """Colour and marker by rule; decorrelated methods solid with full markers, plain ones dashed with hollow ones."""
+    rule, full = method.removeprefix("d"), method.startswith("d")
+    return dict(color=COLOURS[rule], marker=MARKERS[rule], ms=4, ls="-" if full else "--", mfc=None if full else "white")
 
 
 def blend(colour, share):

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar10 import Parser, attempt, flags
+from cifar10 import Parser, any_letters, exit_code, flags
 from lr_search import best
 from recipes import NOT_RUN, RECIPES
 from results import STAND_INS, alignment_name, cell_config, curves, gather, record, run_name, runs_of, searches, table, value
@@ -101,9 +101,10 @@ def parse(arguments):
 
 
 def main(arguments=None):
+    any_letters()
     args = parse(arguments)
     commands = {"list": list_recipes, "run": run, "table": show_table, "plot": draw, "record": keep}
-    return attempt(lambda stop: commands[args.command](args, stop))
+    return exit_code(lambda stop: commands[args.command](args, stop))
 
 
 def list_recipes(args, stop):
@@ -345,6 +346,7 @@ def show_table(args, stop):
 
 def draw(args, stop):
     try:
+        import alignment_plots
         import plots
     except ImportError as error:
         raise ValueError(f"plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
@@ -355,7 +357,7 @@ def draw(args, stop):
             print(f"{name}: nothing to draw, {NOT_RUN[name]}")
             continue
         recipe = RECIPES[name]
-        function = getattr(plots, recipe.figure)
+        function = getattr(alignment_plots if recipe.alignment else plots, recipe.figure)
         if recipe.alignment:
             log = alignment_of(name, logs)
             drawn = log and function(log, out / f"{name}.png")

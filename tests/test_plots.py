@@ -27,3 +27,83 @@ def test_comparison(tmp_path, capsys):
 def test_mistakes(tmp_path, capsys):
     assert plots.main(["p.png"]) == 2 and capsys.readouterr().err.startswith("usage")
     assert plots.main(["p.png", str(tmp_path)]) == 2 and "no run file" in capsys.readouterr().err
+
+
+METHODS = ["np", "danp"]
+
+
+def measured():
+    """A log as examples/alignment.py leaves it, with numbers that tell where they are from."""
+    config = {"methods": METHODS, "samples": [1, 10], "sigma2": [1e-6, 1e-3], "epochs": [0, 5], "repeats": 3, "split": True, "arch": "fc3",
+              "dataset": "synthetic", "batch_size": 20}
+    rows = [{"method": m, "sigma2": s, "samples": K, "passes": K * (m + 1), "epoch": e, "layer": l,
+             "angle": (a := 80 - 5 * m - 20 * (K > 1) + 1000 * s - e - l), "angle_min": a - 1, "angle_max": a + 2, "angle_sem": 0.5,
+             "bias2": 0.1 * l - 0.15, "variance": 10.0 * l + m}
+            for m in (0, 1) for e in (0, 5) for s in (1e-6, 1e-3) for K in (1, 10) for l in (1, 2, 3)]
+    return {"config": config, "rows": rows}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, as lists of (title, xlabel, {label: (x, y)}) a panel."""
+    figures = []
+
+    class Kept(plots.Figure):
+        def savefig(self, *args, **kwargs):
+            figures.append([(ax.get_title(), ax.get_xlabel(), {line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+                                                               for line in ax.lines}) for ax in self.axes])
+            super().savefig(*args, **kwargs)
+
+    monkeypatch.setattr(plots, "Figure", Kept)
+    return figures
+
+
+def test_angles_against_samples_and_passes(tmp_path, drawn):
+    plots.plot_alignment(measured(), tmp_path / "p.png", epoch=5)
+    panels = drawn[0]
+    assert [p[:2] for p in panels] == [(f"layer {l}", "noise samples K") for l in (1, 2, 3)] + [("", "noisy passes")] * 3
+    assert panels[1][2] == {"NP": ([1, 10], [pytest.approx(73.001), pytest.approx(53.001)]),
+                            "DANP": ([1, 10], [pytest.approx(68.001), pytest.approx(48.001)])}
+    assert panels[4][2]["DANP"][0] == [2, 20]
+    plots.plot_alignment(measured(), tmp_path / "p.png", sigma2=1e-3)
+    assert drawn[2][0][2]["NP"][1] == [pytest.approx(80), pytest.approx(60)]
+
+
+def test_angles_against_sigma2_and_epochs(tmp_path, drawn):
+    plots.plot_sigma2(measured(), tmp_path / "p.png")
+    assert [(p[0], p[2]["NP"]) for p in drawn[0]] == [("layer 2", ([1e-6, 1e-3], [pytest.approx(78.001), pytest.approx(79)]))]
+    plots.plot_sigma2(measured(), tmp_path / "p.png", layer=None, epoch=5, samples=10)
+    assert [p[0] for p in drawn[2]] == ["layer 1", "layer 2", "layer 3"] and drawn[2][0][2]["NP"][1][1] == pytest.approx(55)
+    plots.plot_sigma2(measured(), tmp_path / "p.png", layer=9)
+    assert [p[0] for p in drawn[4]] == ["layer 3"]
+    plots.plot_alignment_training(measured(), tmp_path / "p.png")
+    assert [p[0] for p in drawn[6]] == ["layer 1", "layer 2", "layer 3"]
+    assert drawn[6][0][2]["DANP"] == ([0, 5], [pytest.approx(54.001), pytest.approx(49.001)])
+
+
+def test_bias_and_variance(tmp_path, drawn):
+    plots.plot_split(measured(), tmp_path / "p.png")
+    (_, _, bias2), (title, _, variance) = drawn[0]
+    assert bias2["NP"] == ([1, 2, 3], [pytest.approx(v) for v in (0.05, 0.05, 0.15)])  # the first is below 0, and crossed
+    assert [x for label, (x, _) in bias2.items() if label not in ("NP", "DANP")] == [[1], [1]]
+    assert title.startswith("variance") and variance["DANP"] == ([1, 2, 3], [11, 21, 31])
+
+
+@pytest.mark.parametrize("draw", [plots.plot_alignment, plots.plot_sigma2, plots.plot_alignment_training, plots.plot_split])
+def test_a_png_and_an_svg_that_depend_on_nothing_but_the_numbers(tmp_path, draw):
+    for name in "ab":
+        assert draw(measured(), tmp_path / f"{name}.png") == tmp_path / f"{name}.png"
+    for kind, magic in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        one, two = ((tmp_path / f"{name}.{kind}").read_bytes() for name in "ab")
+        assert one == two and one.startswith(magic) and b"<dc:date>" not in one
+
+
+def test_what_was_not_measured_is_not_drawn(tmp_path):
+    with pytest.raises(ValueError, match="epoch 7 was not measured: expected one of 0, 5"):
+        plots.plot_alignment(measured(), tmp_path / "p.png", epoch=7)
+
+
+def test_lines_can_be_told_apart_without_colour():
+    styles = [plots._style(d + rule) for d in ("", "d") for rule in ("np", "inp", "anp")]
+    assert len({(style["ls"], style["marker"]) for style in styles}) == 6
+    assert all(style["color"] == plots.COLOURS[rule] for style, rule in zip(styles, ["np", "inp", "anp"] * 2))

@@ -1,0 +1,360 @@
+"""The command line of examples/alignment.py, its log and its pictures."""
+
+import importlib.util
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from npref import bp_update, init_params, one_hot, runlog
+from npref.alignment import angle
+from npref.config import Config
+from npref.datasets import synthetic
+from npref.noise import permutation
+from npref.train import compute_update, initial_state, prepare, training_step
+
+SCRIPT = ROOT / "examples" / "alignment.py"
+TINY = "--dataset synthetic --arch fc1 --batch-size 20 --limit-train 40 --no-plot".split()
+TRAINED = ["--epochs", "0", "1", "--limit-test", "20"]
+COLUMNS = ["method", "sigma2", "samples", "passes", "epoch", "layer", "angle", "angle_min", "angle_max", "angle_sem", "bias2", "variance"]
+
+
+def load_script():
+    sys.path.insert(0, str(SCRIPT.parent))  # as python examples/alignment.py does
+    spec = importlib.util.spec_from_file_location("alignment_example", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+example = load_script()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the example in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+    def call(*arguments, tiny=True):
+        try:
+            code = example.main([*TINY, *map(str, arguments)] if tiny else [*map(str, arguments)])
+        except SystemExit as error:
+            code = error.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    yield call
+    for s, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
+        signal.signal(s, handler)
+
+
+def log_of(out):
+    return runlog.read_log(f"{out}/alignment.h5")
+
+
+def numbers(out):
+    return [tuple(row.values()) for row in log_of(out)["rows"]]
+
+
+def batch(config):
+    """The network and the measured batch of TINY."""
+    data = synthetic(limit_train=40)
+    network = config.network((3, 32, 32), 10)
+    return network, prepare(data.x_train[:20], config.dtype), one_hot(data.y_train[:20], 10, config.dtype)
+
+
+def test_angles_bias_and_variance_are_those_of_the_rule(run):
+    """By hand: the updates of R steps' own noise against BP's, on the first batch, at initialisation."""
+    code, out, err = run("--arch", "conv", "--methods", "inp", "np", "--samples", 3, 1, "--sigma2", 1e-4, 1e-5, "--repeats", 2, "--split",
+                         "--seed", 2, "--out", "r")
+    assert (code, err) == (0, "")
+    log = log_of("r")
+    assert log["status"] == "finished" and list(log["rows"][0]) == COLUMNS and len(log["rows"]) == 2 * 2 * 2 * 5
+    assert log["config"]["methods"] == ["inp", "np"] and log["config"]["samples"] == [1, 3] and log["config"]["sigma2"] == [1e-5, 1e-4]
+    assert log["environment"]["data"] == synthetic(limit_train=40).fingerprint()
+    order = [tuple(row[name] for name in ("method", "sigma2", "samples", "layer")) for row in log["rows"]]
+    assert order == [(m, s, K, l) for m in (0, 1) for s in (1e-5, 1e-4) for K in (1, 3) for l in (1, 2, 3, 4, 5)]
+    for row in log["rows"]:
+        method, K, l = log["config"]["methods"][row["method"]], row["samples"], row["layer"] - 1
+        if (method, K, row["sigma2"]) not in (("inp", 3, 1e-5), ("np", 1, 1e-4)):
+            continue  # two groups are enough to tell
+        config = Config(method=method, arch="conv", samples=K, sigma2=row["sigma2"], seed=2)
+        network, x, t = batch(config)
+        params = init_params(network, seed=2)
+        g = bp_update(network, params, x, t).dW[l]
+        u = np.array([compute_update(config, network, params, x, t, 2**63 + r).dW[l] for r in range(2)], dtype=np.float64)
+        found = [float(angle(u_r, g)) for u_r in u]
+        variance = u.var(axis=0, ddof=1).sum()
+        assert row["passes"] == (K * 5 if method == "inp" else K) and row["epoch"] == 0
+        expected = {"angle": np.mean(found), "angle_min": min(found), "angle_max": max(found),
+                    "angle_sem": np.std(found, ddof=1) / math.sqrt(2), "variance": variance / np.sum(g.astype(float) ** 2),
+                    "bias2": (np.sum((u.mean(axis=0) - g) ** 2) - variance / 2) / np.sum(g.astype(float) ** 2)}
+        for name, value in expected.items():
+            assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+    lines = out.splitlines()
+    assert lines[0] == "data: synthetic images with 1/f correlations; 40 training images"
+    assert "inp        0   1e-05     3     15  angle   " in out and lines[-1] == "log: r/alignment.h5"
+    assert f"{log['rows'][-1]['angle']:8.2f}" in lines[-4] and f"{log['rows'][-1]['variance']:8.3g}" in lines[-2]
+
+
+@pytest.mark.parametrize("method", ["np", "dinp"])
+def test_along_training_the_networks_are_those_of_the_methods_own_training(run, method):
+    assert run("--methods", method, "--samples", 2, "--epochs", 2, 0, "--limit-test", 20, "--seed", 1, "--out", "r",
+               "--arch", "conv" if method == "np" else "fc1")[0] == 0
+    log = log_of("r")
+    checkpoint = runlog.read_checkpoint(f"r/train-{method}/checkpoint.h5")
+    assert checkpoint["config"]["method"] == method and checkpoint["config"]["samples"] == 1 and checkpoint["config"]["sigma2"] == 1e-6
+    config = Config(method=method, arch=log["config"]["arch"], samples=2, batch_size=20, seed=1)
+    network, x, t = batch(config)
+    state = initial_state(config, network)
+    order = [permutation(1, epoch, 40) for epoch in (0, 1)]
+    data = synthetic(limit_train=40)
+    training = Config(method=method, arch=config.arch, batch_size=20, seed=1)
+    expected = {}
+    for epoch in (0, 1, 2):
+        exact, found = bp_update(network, state.params, x, t).dW, compute_update(config, network, state.params, x, t, 2**63).dW
+        expected[epoch] = [float(angle(u, g)) for u, g in zip(found, exact)]
+        for i in range(2 if epoch < 2 else 0):
+            chosen = order[epoch][20 * i : 20 * (i + 1)]
+            training_step(training, network, state, prepare(data.x_train[chosen], "float32"), one_hot(data.y_train[chosen], 10, "float32"),
+                          2 * epoch + i)
+    assert [row["epoch"] for row in log["rows"]] == [0] * len(network.layers) + [2] * len(network.layers)
+    for row in log["rows"]:
+        assert row["angle"] == pytest.approx(expected[row["epoch"]][row["layer"] - 1], abs=1e-2)
+    assert abs(expected[0][0] - expected[2][0]) > 0.1
+
+
+def test_a_decorrelated_method_has_its_plain_forms_angles_at_epoch_0_only(run):
+    code, out, _ = run("--methods", "anp", "danp", *TRAINED, "--samples", 1, "--out", "r")
+    assert code == 0 and "note: at epoch 0 R is I, so that a decorrelated method gives its plain form's angles" in out
+    plain, plain_1, decorrelated, decorrelated_1 = (row["angle"] for row in log_of("r")["rows"])
+    assert plain == pytest.approx(decorrelated, abs=1e-3) and abs(plain_1 - decorrelated_1) > 1e-3
+    assert "note" not in run("--methods", "anp", "--samples", 1)[1]
+
+
+# Every flag of the configuration with a value that is not its default, and what else that value needs.
+OTHER = {
+    "methods": ["danp", "dnp", "dinp"], "samples": ["2"], "sigma2": ["0.01"], "epochs": ["2"], "repeats": ["3"], "split": [],
+    "arch": ["conv"], "dataset": None, "backend": None, "dtype": ["float64"], "batch_size": ["15"], "noise": ["rademacher"],
+    "loss": ["mse"], "seed": ["4"], "limit_train": ["10"], "limit_test": ["10"], "train_samples": ["2"], "train_sigma2": ["0.01"],
+}
+
+
+@pytest.mark.parametrize("name", [name for name, value in OTHER.items() if value is not None])
+def test_every_flag_reaches_the_measurement_and_changes_it(run, name):
+    base = ["--methods", "np", "--samples", 1, "--repeats", 2, *(TRAINED if name in example.TRAINING_ONLY else [])]
+    assert run(*base, "--out", "a")[0] == 0
+    code, _, err = run(*base, "--" + name.replace("_", "-"), *OTHER[name], "--out", "b")
+    assert code == 0, err
+    a, b = log_of("a"), log_of("b")
+    assert [key for key in a["config"] if a["config"][key] != b["config"][key]] == [name]
+    if name == "limit_test":  # does not change the network
+        tests = [log["rows"][-1]["test_loss"] for log in (runlog.read_log(f"{r}/train-np/log.h5") for r in "ab")]
+        assert tests[0] != tests[1] and np.array_equal(numbers("a"), numbers("b"), equal_nan=True)
+    elif name == "split":
+        assert all(math.isnan(row["bias2"]) for row in a["rows"]) and all(math.isfinite(row["bias2"]) for row in b["rows"])
+    elif name == "methods":
+        assert [row["method"] for row in b["rows"]] == [0, 1, 2]
+    else:
+        assert a["rows"][-1]["angle"] != b["rows"][-1]["angle"]
+
+
+def test_help_names_every_flag_and_its_default(run):
+    code, out, _ = run("--help", tiny=False)
+    text = " ".join(out.split())
+    assert code == 0 and set(OTHER) == set(example.MEASURED)
+    for name in [*example.MEASURED, "data-dir", "out", "resume", "plot", "no-plot", "quiet"]:
+        assert f"--{name.replace('_', '-')}" in text
+    assert text.count("(default:") == len(example.MEASURED) + 5
+    assert "(default: np anp inp)" in text and "(default: 1 10 100)" in text and "(default: 1000)" in text
+
+
+def test_quiet_and_the_default_folder(run):
+    code, out, err = run("--quiet", "--samples", 1)
+    assert (code, err) == (0, "") and out.startswith("method epoch") and len(out.splitlines()) == 5
+    assert len(os.listdir("runs")) == 1 and os.listdir("runs")[0].endswith("-alignment-fc1-synthetic")
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--methods", "bp"], "argument --methods: invalid choice: 'bp'"),
+    (["--methods", "np", "np"], "methods must be different ones, got np np"),
+    (["--samples", "10", "1", "10"], "samples must be different ones"),
+    (["--samples", "0"], "samples must be at least 1"),
+    (["--samples"], "argument --samples: expected at least one argument"),
+    (["--epochs", "-1"], "epochs must be at least 0"),
+    (["--repeats", "0"], "repeats must be at least 1"),
+    (["--split"], "split needs repeats of 2 or more, got 1"),
+    (["--sigma2", "0"], "sigma2 must be positive and finite"),
+    (["--sigma2", "1e-6", "1e-60"], "sigma2=1e-60 is out of float32's range"),
+    (["--train-samples", "3"], "train_samples=3 has no effect: epochs are 0, nothing is trained; leave it out"),
+    (["--train-sigma2", "1e-3"], "train_sigma2=0.001 has no effect"),
+    (["--limit-test", "20"], "limit_test=20 has no effect"),
+    (["--data-dir", "."], "--data-dir has no effect on the synthetic data set"),
+    (["--limit-train", "1000000"], "limit_train must be between 1 and 8000"),
+    (["--dtype", "float16"], "argument --dtype: invalid choice"),
+    (["--batch-size", "0"], "batch_size must be at least 1"),
+    (["--metods", "np"], "unrecognized arguments"),
+    (["--resume", "nowhere"], "no run file nowhere/alignment.h5"),
+    (["--resume"], "--resume needs one folder"),
+    (["--out", "a", "--resume", "b"], "--resume needs one folder"),
+    (["--out", "/proc/nothing"], "/proc/nothing"),
+])
+def test_mistakes_get_one_line_and_exit_code_2(run, arguments, words):
+    code, _, err = run(*arguments)
+    assert code == 2 and words in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_cupy_without_a_gpu(run):
+    from npref import BackendUnavailable, get_backend
+
+    try:
+        get_backend("cupy")
+    except BackendUnavailable:
+        code, _, err = run("--backend", "cupy", "--out", "r")
+        assert code == 2 and err.startswith("error: CuPy ") and err.count("\n") == 1 and not os.path.exists("r")
+    else:
+        assert run("--backend", "cupy", "--samples", 2, *TRAINED, "--out", "r")[0] == 0
+
+
+def test_on_the_stand_in_as_on_numpy(run, fake_cupy):
+    arguments = ["--methods", "np", "danp", "--samples", 1, 2, "--repeats", 2, "--split", *TRAINED]
+    assert run(*arguments, "--out", "a")[0] == 0
+    code, _, err = run(*arguments, "--backend", "cupy", "--out", "b")
+    assert code == 0, err
+    assert np.allclose(numbers("a"), numbers("b"), rtol=1e-3)
+
+
+def test_a_data_set_that_is_not_there(run, tmp_path):
+    code, _, err = run("--dataset", "cifar10", "--data-dir", tmp_path)
+    assert code == 2 and "python -m npref.datasets fetch cifar10" in err and err.count("\n") == 1
+    assert run("--dataset", "auto", "--data-dir", tmp_path, "--samples", 1, "--out", "r")[0] == 0
+    assert log_of("r")["config"]["dataset"] == "synthetic"
+
+
+def test_an_update_that_is_not_finite_is_refused(run, monkeypatch):
+    def overflowing(*arguments):
+        update = compute_update(*arguments)
+        update.dW[0][0, 0] = np.inf
+        return update
+
+    monkeypatch.setattr(example, "compute_update", overflowing)
+    code, _, err = run("--methods", "anp")
+    assert code == 2 and err.count("\n") == 1
+    assert "the update of anp after 0 epochs is not finite at sigma2=1e-06: take a smaller sigma2, or dtype float64" in err
+
+
+def test_divergence_exits_with_3(run):
+    arguments = ["--methods", "np", "--arch", "conv", *TRAINED, "--samples", 1, "--loss", "mse", "--out", "r"]
+    code, _, err = run(*arguments, "--train-sigma2", 8e37)
+    assert code == 3 and "np diverged in epoch 1" in err and err.endswith("what is finished is in r\n") and err.count("\n") == 1
+    assert log_of("r")["status"].startswith("diverged") and len(log_of("r")["rows"]) == 5
+
+
+def test_noise_below_rounding_gets_one_line_in_training_and_none_in_a_sweep(run):
+    code, _, err = run("--methods", "np", *TRAINED, "--samples", 1, "--sigma2", 1e-14, "--train-sigma2", 1e-14)
+    assert code == 0 and err.startswith("warning: sigma2=1e-14 is too small for float32: ") and err.count("\n") == 1
+
+
+def test_an_existing_measurement_is_refused_or_resumed(run):
+    arguments = ["--methods", "np", "danp", "--samples", 1, "--repeats", 2]
+    assert run(*arguments, "--out", "r")[0] == 0
+    code, _, err = run(*arguments, "--out", "r")
+    assert code == 2 and "r holds a measurement already" in err and err.count("\n") == 1
+    code, out, _ = run("--resume", "r", "--no-plot", tiny=False)  # nothing repeated, and nothing left to do
+    assert code == 0 and "measured:" not in out and "danp" in out and log_of("r")["status"] == "finished"
+    code, _, err = run("--resume", "r", "--repeats", 3)
+    assert code == 2 and "changed configuration: repeats was 2, now 3" in err and err.count("\n") == 1
+
+
+def test_resume_measures_what_is_missing_and_keeps_the_rest(run, monkeypatch):
+    arguments = ["--methods", "np", "danp", "--samples", 1, 2, "--sigma2", 1e-6, 1e-4, *TRAINED]
+    assert run(*arguments, "--out", "whole")[0] == 0
+    measure, done = example.measure, []
+
+    def dies(*args):
+        if len(done) == 5:  # danp at epoch 0 and one sigma2: its training is still to come
+            raise KeyboardInterrupt
+        done.append(args)
+        return measure(*args)
+
+    monkeypatch.setattr(example, "measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(*arguments, "--out", "r")
+    log = log_of("r")
+    assert log["status"] == "running" and len(log["rows"]) == 5 * 2
+    marked = [{**row, "angle": -1.0} for row in log["rows"]]  # so that it shows that they were kept
+    runlog.write_log("r/alignment.h5", log["config"], log["environment"], marked, log["status"])
+    monkeypatch.setattr(example, "measure", lambda *args: done.append(args) or measure(*args))
+    code, out, err = run(*arguments, "--out", "r", "--resume")
+    out = out[out.rindex("data:"):]
+    assert (code, err) == (0, "") and len(done) == 8 and out.count("measured:") == 3 and "trained: np" not in out
+    assert [row["angle"] for row in log_of("r")["rows"]][:10] == [-1.0] * 10
+    assert numbers("r")[10:] == [pytest.approx(row, nan_ok=True) for row in numbers("whole")[10:]]
+
+
+def test_resume_refuses_other_data(run):
+    assert run("--samples", 1, "--out", "r")[0] == 0
+    log = log_of("r")
+    runlog.write_log("r/alignment.h5", log["config"], {**log["environment"], "data": "other"}, log["rows"], "running")
+    code, _, err = run("--resume", "r")
+    assert code == 2 and "the data's contents" in err
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_stopped_and_resumed_has_the_same_numbers(run, tmp_path, number, code):
+    arguments = "--methods np anp inp --samples 1 150 --repeats 2 --sigma2 1e-6 1e-5".split()
+    whole = subprocess.Popen([sys.executable, SCRIPT, *TINY, *arguments, "--out", "whole", "--quiet"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, SCRIPT, *TINY, *arguments, "--out", "r"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    for line in process.stdout:
+        if line.startswith("measured:"):
+            break
+    time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == code
+    if number != signal.SIGKILL:
+        assert err.startswith("stopped while measuring ") and "go on with --resume r" in err and err.count("\n") == 1
+        assert log_of("r")["status"] == "interrupted"
+    assert 0 < len(log_of("r")["rows"]) < 12
+    assert whole.wait() == 0 and run("--resume", "r", "--no-plot", tiny=False)[0] == 0
+    assert np.array_equal(numbers("r"), numbers("whole"), equal_nan=True)
+
+
+def test_pictures(run):
+    pytest.importorskip("matplotlib")
+    arguments = ["--methods", "np", "dinp", "--samples", 1, 2, "--sigma2", 1e-6, 1e-3, "--repeats", 2, "--split", "--plot", *TRAINED]
+    code, out, err = run(*arguments, "--out", "r")
+    names = ["alignment-epoch0", "alignment-epoch1", "sigma2", "training", "split"]
+    assert (code, err) == (0, "")
+    assert [line for line in out.splitlines() if line.startswith("picture")] == [f"picture: r/{name}.png" for name in names]
+    pictures = [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+    assert sorted(os.listdir("r")) == sorted(["alignment.h5", "train-np", "train-dinp", *pictures])
+
+
+@pytest.mark.parametrize("arguments, names", [
+    (["--samples", 1], ["alignment"]), (["--samples", 1, "--sigma2", 1e-6, 1e-5], ["sigma2"]),
+    (["--samples", 1, 2], ["alignment"]),
+])
+def test_only_pictures_that_there_are_numbers_for(run, arguments, names):
+    pytest.importorskip("matplotlib")
+    assert run(*arguments, "--plot", "--out", "r")[0] == 0
+    assert sorted(name for name in os.listdir("r") if name.endswith(".png")) == [f"{name}.png" for name in names]
+
+
+def test_pictures_without_matplotlib(run, monkeypatch):
+    for name in [m for m in sys.modules if m == "plots" or m.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = run("--plot", "--out", "r")
+    assert code == 2 and "--plot needs matplotlib" in err and not os.path.exists("r")
+    arguments = [a for a in TINY if a != "--no-plot"]
+    code, out, _ = run(*arguments, "--samples", 1, tiny=False)
+    assert code == 0 and "picture: none, matplotlib cannot be imported" in out
