@@ -73,7 +73,7 @@ def batch(config):
 def test_angles_bias_and_variance_are_those_of_the_rule(run):
     """By hand: the updates of R steps' own noise against BP's, on the first batch, at initialisation."""
     code, out, err = run("--arch", "conv", "--methods", "inp", "np", "--samples", 3, 1, "--sigma2", 1e-4, 1e-5, "--repeats", 2, "--split",
-                         "--seed", 2, "--out", "r")
+                         "--seed", 2, "--loss", "mse", "--out", "r")
     assert (code, err) == (0, "")
     log = log_of("r")
     assert log["status"] == "finished" and list(log["rows"][0]) == COLUMNS and len(log["rows"]) == 2 * 2 * 2 * 5
@@ -85,10 +85,10 @@ def test_angles_bias_and_variance_are_those_of_the_rule(run):
         method, K, l = log["config"]["methods"][row["method"]], row["samples"], row["layer"] - 1
         if (method, K, row["sigma2"]) not in (("inp", 3, 1e-5), ("np", 1, 1e-4)):
             continue  # two groups are enough to tell
-        config = Config(method=method, arch="conv", samples=K, sigma2=row["sigma2"], seed=2)
+        config = Config(method=method, arch="conv", samples=K, sigma2=row["sigma2"], seed=2, loss="mse")
         network, x, t = batch(config)
         params = init_params(network, seed=2)
-        g = bp_update(network, params, x, t).dW[l]
+        g = bp_update(network, params, x, t, loss="mse").dW[l]
         u = np.array([compute_update(config, network, params, x, t, 2**63 + r).dW[l] for r in range(2)], dtype=np.float64)
         found = [float(angle(u_r, g)) for u_r in u]
         variance = u.var(axis=0, ddof=1).sum()
@@ -106,7 +106,7 @@ def test_angles_bias_and_variance_are_those_of_the_rule(run):
 
 @pytest.mark.parametrize("method", ["np", "dinp"])
 def test_along_training_the_networks_are_those_of_the_methods_own_training(run, method):
-    assert run("--methods", method, "--samples", 2, "--epochs", 2, 0, "--limit-test", 20, "--seed", 1, "--out", "r",
+    assert run("--methods", method, "--samples", 2, "--epochs", 2, 0, 1, "--limit-test", 20, "--seed", 1, "--out", "r",
                "--arch", "conv" if method == "np" else "fc1")[0] == 0
     log = log_of("r")
     checkpoint = runlog.read_checkpoint(f"r/train-{method}/checkpoint.h5")
@@ -125,7 +125,7 @@ def test_along_training_the_networks_are_those_of_the_methods_own_training(run, 
             chosen = order[epoch][20 * i : 20 * (i + 1)]
             training_step(training, network, state, prepare(data.x_train[chosen], "float32"), one_hot(data.y_train[chosen], 10, "float32"),
                           2 * epoch + i)
-    assert [row["epoch"] for row in log["rows"]] == [0] * len(network.layers) + [2] * len(network.layers)
+    assert [row["epoch"] for row in log["rows"]] == [epoch for epoch in (0, 1, 2) for _ in network.layers]
     for row in log["rows"]:
         assert row["angle"] == pytest.approx(expected[row["epoch"]][row["layer"] - 1], abs=1e-2)
     assert abs(expected[0][0] - expected[2][0]) > 0.1
@@ -136,7 +136,8 @@ def test_a_decorrelated_method_has_its_plain_forms_angles_at_epoch_0_only(run):
     assert code == 0 and "note: at epoch 0 R is I, so that a decorrelated method gives its plain form's angles" in out
     plain, plain_1, decorrelated, decorrelated_1 = (row["angle"] for row in log_of("r")["rows"])
     assert plain == pytest.approx(decorrelated, abs=1e-3) and abs(plain_1 - decorrelated_1) > 1e-3
-    assert "note" not in run("--methods", "anp", "--samples", 1)[1]
+    assert "note" not in run("--methods", "anp", "danp", "--epochs", 1, "--limit-test", 20, "--samples", 1, "--out", "s")[1]
+    assert [row["angle"] for row in log_of("s")["rows"]] == [plain_1, decorrelated_1]
 
 
 # Every flag of the configuration with a value that is not its default, and what else that value needs.
