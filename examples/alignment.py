@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 from cifar10 import FLAGS, Bar, Parser, any_letters, changes, exit_code, plotter, unused
 
-from npref import METHODS, Params, bp_update, datasets, get_backend, init_params, one_hot, split_method
+from npref import METHODS, Params, bp_update, datasets, get_backend, init_params, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
+from npref.batches import input_moments, prepare, targets
 from npref.config import Config
 from npref.precision import NoiseFloorWarning
 from npref.runlog import environment, lock, read_checkpoint, read_log, unlock, write_log
-from npref.train import Diverged, Interrupted, compute_update, prepare, train
+from npref.train import Diverged, Interrupted, compute_update, train
 
 NOISY = [method for method in METHODS if split_method(method)[0] != "bp"]
 FIRST_STEP = 2**63  # of the measurements' noise; training counts its steps from 0
@@ -97,9 +98,11 @@ def run(args, given, stop):
     backend = get_backend(config["backend"])  # before any work, to say so if it cannot work
     data = datasets.load(config["dataset"], args.data_dir, config["limit_train"], config["limit_test"])
     config["dataset"] = data.name
-    record = {**environment(backend), "data": data.fingerprint()}
+    if data.regression and config["loss"] == "cce":
+        raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
+    record = {**environment(backend), "data": data.fingerprint(), "samples": data.completeness}
     groups = same_measurement(saved, config, record, out) if saved else {}
-    say(f"data: {data.source}; {len(data.x_train)} training images")
+    say(f"data: {data.source}; {len(data.x_train)} training samples")
     if saved and changes(saved["environment"], record):
         say(f"note: {changes(saved['environment'], record)}: angles may differ in their last digits from those kept")
     if 0 in config["epochs"] and any(split_method(method)[1] for method in config["methods"]):
@@ -196,8 +199,8 @@ def measure_all(work, groups):
     config, xp = work.config, work.xp
     network = measured_config(config, config["methods"][0], config["sigma2"][0]).network(work.data.x_train.shape[1:], work.data.classes)
     B = min(config["batch_size"], len(work.data.x_train))
-    x = prepare(xp.asarray(work.data.x_train[:B]), config["dtype"])
-    t = one_hot(xp.asarray(work.data.y_train[:B]), work.data.classes, config["dtype"])
+    x = prepare(xp.asarray(work.data.x_train[:B]), config["dtype"], input_moments(work.data))
+    t = targets(xp.asarray(work.data.y_train[:B]), work.data.classes, config["dtype"])
     todo = [(m, epoch, sigma2) for m in range(len(config["methods"])) for epoch in config["epochs"] for sigma2 in config["sigma2"]
             if (m, epoch, sigma2) not in groups]
     cost = lambda m: passes(config["methods"][m], config["samples"][-1], network) * config["repeats"]  # noqa: E731
@@ -248,7 +251,7 @@ def network_after(work, network, method, epoch):
         try:
             for row in rows:
                 bar.close()
-                work.say(f"trained: {method}, epoch {row['epoch']}, test accuracy {row['test_accuracy']:.1%}, {row['seconds']:.1f} s")
+                work.say(f"trained: {method}, epoch {row['epoch']}, test loss {row['test_loss']:.4f}, {row['seconds']:.1f} s")
         finally:
             bar.close()
     arrays = read_checkpoint(checkpoint)["arrays"]
@@ -317,7 +320,7 @@ def draw(plots, log, out):
     if several["samples"] or not (several["sigma2"] or several["epochs"]):
         for epoch in config["epochs"]:
             name = f"alignment-epoch{epoch}.png" if several["epochs"] else "alignment.png"
-            yield plots.plot_alignment(log, out / name, epoch=epoch)
+            yield (plots.plot_alignment if several["samples"] else plots.plot_angles)(log, out / name, epoch=epoch)
     if several["sigma2"]:
         yield plots.plot_sigma2(log, out / "sigma2.png")
     if several["epochs"]:

@@ -9,7 +9,7 @@ HATCHES = {"np": "", "inp": "//", "anp": ".."}  # for bars, so that they are tol
 def plot_alignment(log, path, epoch=None, sigma2=None):
     """Angle to BP's update against noise samples K (above) and noisy passes (below), a panel a layer, a line a method; returns the path.
 
-    Bands run from the least to the greatest of the repeats. log: of examples/alignment.py; epoch and sigma2: its first ones if None.
+    Bands run from the least to the greatest of the repeats. log: of examples/alignment.py; epoch, sigma2: as `_measured` takes them.
     """
     config, rows = log["config"], _measured(log, epoch=epoch, sigma2=sigma2)
     layers = sorted({row["layer"] for row in rows})
@@ -67,7 +67,7 @@ def plot_angles(log, path, epoch=None, sigma2=None, samples=None):
 
 
 def plot_alignment_training(log, path, sigma2=None, samples=None):
-    """Angle to BP's update against epochs of training, a panel a layer; sigma2: the log's first, samples: its greatest K if None."""
+    """Angle to BP's update against epochs of training, a panel a layer; samples: its greatest K if None."""
     config = log["config"]
     rows = _measured(log, sigma2=sigma2, samples=config["samples"][-1] if samples is None else samples)
     layers = sorted({row["layer"] for row in rows})
@@ -83,7 +83,7 @@ def plot_alignment_training(log, path, sigma2=None, samples=None):
 
 
 def plot_split(log, path, epoch=None, sigma2=None, samples=None):
-    """Variance and bias² of the update over ‖g‖² against the layer, on a log scale; epoch, sigma2, samples: the log's first if None.
+    """Variance and bias² of the update over ‖g‖² against the layer, on a log scale; epoch, sigma2, samples: as for `_measured`.
 
     bias² is an unbiased estimate, so where there is little it may come out negative. Its size is then drawn, with a cross over it: an
     estimate that noise could well have made.
@@ -105,11 +105,15 @@ def plot_split(log, path, epoch=None, sigma2=None, samples=None):
 
 
 def _measured(log, **chosen):
-    """The rows of one epoch, σ² or K each; None for the log's first. ValueError for one that was not measured."""
+    """The rows of one epoch, σ² or K each; ValueError for one that was not measured.
+
+    None stands for the log's first, but for σ² = 1e-6, the paper's, where that was measured.
+    """
     rows = log["rows"]
     for name, value in chosen.items():
         known = sorted({row[name] for row in rows})
-        value = known[0] if value is None else value
+        if value is None:
+            value = 1e-6 if name == "sigma2" and 1e-6 in known else known[0]
         if value not in known:
             raise ValueError(f"{name} {value} was not measured: expected one of {', '.join(map(str, known))}")
         rows = [row for row in rows if row[name] == value]

@@ -1,4 +1,5 @@
 import importlib.util
+import sys
 
 import pytest
 from conftest import ROOT
@@ -9,6 +10,8 @@ pytest.importorskip("matplotlib")
 spec = importlib.util.spec_from_file_location("plots_example", ROOT / "examples" / "plots.py")
 plots = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(plots)
+sys.path.insert(0, str(ROOT / "examples"))
+import alignment_plots
 
 
 def write(folder, arch, method):
@@ -48,48 +51,54 @@ def drawn(monkeypatch):
     """The figures that are saved, as lists of (title, xlabel, {label: (x, y)}) a panel."""
     figures = []
 
-    class Kept(plots.Figure):
+    class Kept(alignment_plots.Figure):
         def savefig(self, *args, **kwargs):
             figures.append([(ax.get_title(), ax.get_xlabel(), {line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
                                                                for line in ax.lines}) for ax in self.axes])
             super().savefig(*args, **kwargs)
 
-    monkeypatch.setattr(plots, "Figure", Kept)
+    monkeypatch.setattr(alignment_plots, "Figure", Kept)
     return figures
 
 
 def test_angles_against_samples_and_passes(tmp_path, drawn):
-    plots.plot_alignment(measured(), tmp_path / "p.png", epoch=5)
+    alignment_plots.plot_alignment(measured(), tmp_path / "p.png", epoch=5)
     panels = drawn[0]
     assert [p[:2] for p in panels] == [(f"layer {l}", "noise samples K") for l in (1, 2, 3)] + [("", "noisy passes")] * 3
     assert panels[1][2] == {"NP": ([1, 10], [pytest.approx(73.001), pytest.approx(53.001)]),
                             "DANP": ([1, 10], [pytest.approx(68.001), pytest.approx(48.001)])}
     assert panels[4][2]["DANP"][0] == [2, 20]
-    plots.plot_alignment(measured(), tmp_path / "p.png", sigma2=1e-3)
+    alignment_plots.plot_alignment(measured(), tmp_path / "p.png", sigma2=1e-3)
     assert drawn[2][0][2]["NP"][1] == [pytest.approx(80), pytest.approx(60)]
 
 
+@pytest.mark.parametrize("swept, taken", [([1e-10, 1e-6], 1e-6), ([1e-10, 1e-8], 1e-10)])
+def test_the_papers_variance_is_drawn_where_it_was_measured(swept, taken):
+    assert {row["sigma2"] for row in plots._measured({"rows": [{"sigma2": s} for s in swept]}, sigma2=None)} == {taken}
+
+
 def test_angles_against_sigma2_and_epochs(tmp_path, drawn):
-    plots.plot_sigma2(measured(), tmp_path / "p.png")
+    alignment_plots.plot_sigma2(measured(), tmp_path / "p.png")
     assert [(p[0], p[2]["NP"]) for p in drawn[0]] == [("layer 2", ([1e-6, 1e-3], [pytest.approx(78.001), pytest.approx(79)]))]
-    plots.plot_sigma2(measured(), tmp_path / "p.png", layer=None, epoch=5, samples=10)
+    alignment_plots.plot_sigma2(measured(), tmp_path / "p.png", layer=None, epoch=5, samples=10)
     assert [p[0] for p in drawn[2]] == ["layer 1", "layer 2", "layer 3"] and drawn[2][0][2]["NP"][1][1] == pytest.approx(55)
-    plots.plot_sigma2(measured(), tmp_path / "p.png", layer=9)
+    alignment_plots.plot_sigma2(measured(), tmp_path / "p.png", layer=9)
     assert [p[0] for p in drawn[4]] == ["layer 3"]
-    plots.plot_alignment_training(measured(), tmp_path / "p.png")
+    alignment_plots.plot_alignment_training(measured(), tmp_path / "p.png")
     assert [p[0] for p in drawn[6]] == ["layer 1", "layer 2", "layer 3"]
     assert drawn[6][0][2]["DANP"] == ([0, 5], [pytest.approx(54.001), pytest.approx(49.001)])
 
 
 def test_bias_and_variance(tmp_path, drawn):
-    plots.plot_split(measured(), tmp_path / "p.png")
+    alignment_plots.plot_split(measured(), tmp_path / "p.png")
     (_, _, bias2), (title, _, variance) = drawn[0]
     assert bias2["NP"] == ([1, 2, 3], [pytest.approx(v) for v in (0.05, 0.05, 0.15)])  # the first is below 0, and crossed
     assert [x for label, (x, _) in bias2.items() if label not in ("NP", "DANP")] == [[1], [1]]
     assert title.startswith("variance") and variance["DANP"] == ([1, 2, 3], [11, 21, 31])
 
 
-@pytest.mark.parametrize("draw", [plots.plot_alignment, plots.plot_sigma2, plots.plot_alignment_training, plots.plot_split])
+@pytest.mark.parametrize("draw", [alignment_plots.plot_alignment, alignment_plots.plot_sigma2, alignment_plots.plot_alignment_training,
+                                  alignment_plots.plot_split, alignment_plots.plot_angles])
 def test_a_png_and_an_svg_that_depend_on_nothing_but_the_numbers(tmp_path, draw):
     for name in "ab":
         assert draw(measured(), tmp_path / f"{name}.png") == tmp_path / f"{name}.png"
@@ -100,10 +109,10 @@ def test_a_png_and_an_svg_that_depend_on_nothing_but_the_numbers(tmp_path, draw)
 
 def test_what_was_not_measured_is_not_drawn(tmp_path):
     with pytest.raises(ValueError, match="epoch 7 was not measured: expected one of 0, 5"):
-        plots.plot_alignment(measured(), tmp_path / "p.png", epoch=7)
+        alignment_plots.plot_alignment(measured(), tmp_path / "p.png", epoch=7)
 
 
 def test_lines_can_be_told_apart_without_colour():
-    styles = [plots._style(d + rule) for d in ("", "d") for rule in ("np", "inp", "anp")]
+    styles = [plots.line_style(d + rule) for d in ("", "d") for rule in ("np", "inp", "anp")]
     assert len({(style["ls"], style["marker"]) for style in styles}) == 6
     assert all(style["color"] == plots.COLOURS[rule] for style, rule in zip(styles, ["np", "inp", "anp"] * 2))
