@@ -56,7 +56,8 @@ def plot_angles(log, path, epoch=None, sigma2=None, samples=None):
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     for m, method in enumerate(config["methods"]):
         chosen = [row for row in rows if row["method"] == m]
-        look = dict(color=COLOURS[method.removeprefix("d")], hatch=HATCHES[method.removeprefix("d")], edgecolor="white", label=method.upper())
+        rule = method.removeprefix("d")
+        look = dict(color=COLOURS[rule], hatch=HATCHES[rule], edgecolor="white", label=method.upper())
         left.bar([row["layer"] + (m - (len(config["methods"]) - 1) / 2) * width for row in chosen], [row["angle"] for row in chosen], width,
                  yerr=[row["angle_sem"] for row in chosen], capsize=2, **look)
         right.bar(method.upper(), 1 + chosen[0]["passes"], **look)  # the clean pass is one more
@@ -93,7 +94,8 @@ def plot_split(log, path, epoch=None, sigma2=None, samples=None):
     for axes, quantity, label in zip(figure.subplots(1, 2, sharey=True), ("bias2", "variance"), ("bias²", "variance")):
         for m, method in enumerate(config["methods"]):
             chosen = [row for row in rows if row["method"] == m]
-            axes.semilogy([row["layer"] for row in chosen], [abs(row[quantity]) for row in chosen], label=method.upper(), **line_style(method))
+            axes.semilogy([row["layer"] for row in chosen], [abs(row[quantity]) for row in chosen], label=method.upper(),
+                          **line_style(method))
             below = [row for row in chosen if row[quantity] < 0]
             axes.semilogy([row["layer"] for row in below], [-row[quantity] for row in below], "kx", ms=9)
         axes.set_xticks(sorted({row["layer"] for row in rows}))

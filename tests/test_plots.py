@@ -74,7 +74,7 @@ def test_angles_against_samples_and_passes(tmp_path, drawn):
 
 @pytest.mark.parametrize("swept, taken", [([1e-10, 1e-6], 1e-6), ([1e-10, 1e-8], 1e-10)])
 def test_the_papers_variance_is_drawn_where_it_was_measured(swept, taken):
-    assert {row["sigma2"] for row in plots._measured({"rows": [{"sigma2": s} for s in swept]}, sigma2=None)} == {taken}
+    assert {row["sigma2"] for row in alignment_plots._measured({"rows": [{"sigma2": s} for s in swept]}, sigma2=None)} == {taken}
 
 
 def test_angles_against_sigma2_and_epochs(tmp_path, drawn):
