@@ -92,8 +92,8 @@ def run(args, given, stop):
             raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
         saved = read_log(out / "alignment.h5")
     config = checked({**DEFAULTS, **(saved["config"] if saved else {}), **given})
-    if given.get("dataset") == "synthetic" and args.data_dir is not None:
-        raise ValueError("--data-dir has no effect on the synthetic data set: leave it out")
+    if str(given.get("dataset")).startswith("synthetic") and args.data_dir is not None:
+        raise ValueError("--data-dir has no effect on a synthetic data set: leave it out")
     plots = plotter(args.plot, "alignment_plots")
     backend = get_backend(config["backend"])  # before any work, to say so if it cannot work
     data = datasets.load(config["dataset"], args.data_dir, config["limit_train"], config["limit_test"])

@@ -162,8 +162,8 @@ def run(args, given, stop):
         config = Config(**{**saved["config"], **given})
     else:
         config = Config(**given)
-    if given.get("dataset") == "synthetic" and args.data_dir is not None:
-        raise ValueError("--data-dir has no effect on the synthetic data set: leave it out")
+    if str(given.get("dataset")).startswith("synthetic") and args.data_dir is not None:
+        raise ValueError("--data-dir has no effect on a synthetic data set: leave it out")
     plot = plotter(args.plot)
     backend = get_backend(config.backend)  # before any work, to say so if it cannot work
     data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)

@@ -169,10 +169,10 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     data = data.limited(config.limit_train, config.limit_test)
     moments = input_moments(data, config.inputs)
     network = config.network(data.x_train.shape[1:], data.classes)
-    inputs, labelled = resolved(data, config.inputs), data.y_train.ndim == 1
-    if not labelled and config.loss == "cce":
+    if data.regression and config.loss == "cce":
         raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
-    environment = {**runlog.environment(backend), "data": data.fingerprint(), "samples": data.completeness, "inputs": inputs}
+    environment = {**runlog.environment(backend), "data": data.fingerprint(), "samples": data.completeness,
+                   "inputs": resolved(data, config.inputs)}
     out = None if out is None else Path(out)
     if out is not None and out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: expected a folder for the run, new or empty")

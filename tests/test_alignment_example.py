@@ -197,7 +197,7 @@ def test_quiet_and_the_default_folder(run):
     (["--train-samples", "3"], "train_samples=3 has no effect: epochs are 0, nothing is trained; leave it out"),
     (["--train-sigma2", "1e-3"], "train_sigma2=0.001 has no effect"),
     (["--limit-test", "20"], "limit_test=20 has no effect"),
-    (["--data-dir", "."], "--data-dir has no effect on the synthetic data set"),
+    (["--data-dir", "."], "--data-dir has no effect on a synthetic data set"),
     (["--limit-train", "1000000"], "limit_train must be between 1 and 8000"),
     (["--dtype", "float16"], "argument --dtype: invalid choice"),
     (["--batch-size", "0"], "batch_size must be at least 1"),

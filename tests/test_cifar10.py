@@ -140,7 +140,7 @@ def test_data_dir(run, tmp_path):
     assert (code, err) == (0, "")
     assert out.startswith(f"data: synthetic images with 1/f correlations (no cifar-10-batches-bin in {tmp_path};")
     code, _, err = run("--data-dir", tmp_path)
-    assert code == 2 and "--data-dir has no effect on the synthetic data set" in err
+    assert code == 2 and "--data-dir has no effect on a synthetic data set" in err
 
 
 def test_the_default_folder_is_new_every_time(run):
