@@ -111,7 +111,7 @@ RECIPES = {
                          figure="plot_alignment"),
     "v2-figure7": Recipe("Angle to BP's update against the noise's variance", "v2, Figure 7", alignment=METHODS_3 + SIGMA2,
                          figure="plot_sigma2"),
-    "v2-figure8": Recipe("SARCOS: inverse dynamics of a robot arm", "v2, Figure 8 and Appendix J", SARCOS, epochs=500, search_epochs=50),
+    "v2-figure8": Recipe("SARCOS: inverse dynamics of a robot arm", "v2, Figure 8 and Appendix J", SARCOS, epochs=500, search_epochs=500),
     "v2-figure9": Recipe("Depth 3, 6 and 9, and a convolutional network, on CIFAR-10", "v2, Figure 9",
                          tuple(c for c in FC3 if c.method in DECORRELATED) + FC6 + FC9 + CONV),
     "v1-table2": Recipe("Learning rates found by doubling", "v1, Table 2", V1_FC1 + V1_FC3 + V1_FC6 + V1_FC9 + V1_CONV, seeds=5,
@@ -127,7 +127,7 @@ RECIPES = {
     "v1-figure6": Recipe("Angle to BP's update against the noise's variance", "v1, Figure 6 (v2, Figure 7's runs)",
                          alignment=METHODS_3 + SIGMA2, figure="plot_sigma2"),
     "v1-figure7": Recipe("SARCOS: inverse dynamics of a robot arm", "v1, Figure 7 (v2, Figure 8's runs)", SARCOS, epochs=500,
-                         search_epochs=50),
+                         search_epochs=500),
 }
 
 NOT_RUN = {

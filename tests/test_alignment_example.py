@@ -99,7 +99,7 @@ def test_angles_bias_and_variance_are_those_of_the_rule(run):
         for name, value in expected.items():
             assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
     lines = out.splitlines()
-    assert lines[0] == "data: synthetic images with 1/f correlations; 40 training images"
+    assert lines[0] == "data: synthetic images with 1/f correlations; 40 training samples"
     assert "inp        0   1e-05     3     15  angle   " in out and lines[-1] == "log: r/alignment.h5"
     assert f"{log['rows'][-1]['angle']:8.2f}" in lines[-4] and f"{log['rows'][-1]['variance']:8.3g}" in lines[-2]
 
@@ -351,7 +351,7 @@ def test_only_pictures_that_there_are_numbers_for(run, arguments, names):
 
 
 def test_pictures_without_matplotlib(run, monkeypatch):
-    for name in [m for m in sys.modules if m == "plots" or m.partition(".")[0] == "matplotlib"]:
+    for name in [m for m in sys.modules if m in ("plots", "alignment_plots") or m.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run("--plot", "--out", "r")
