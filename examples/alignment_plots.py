@@ -63,7 +63,7 @@ def plot_angles(log, path, epoch=None, sigma2=None, samples=None):
         right.bar(method.upper(), 1 + chosen[0]["passes"], **look)  # the clean pass is one more
     left.set(xlabel="layer", ylabel="angle to BP's update (degrees)", xticks=layers)
     right.set(ylabel="forward passes an update")
-    left.legend(frameon=False, fontsize="small", loc="lower left")
+    left.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return _save_measured(figure, config, rows, path, "epoch", "sigma2", "samples")
 
 

@@ -28,10 +28,11 @@ from results import STAND_INS, alignment_name, cell_config, curves, gather, reco
 from npref import METHODS, datasets, get_backend
 from npref.backend import BACKENDS, cores
 from npref.network import ARCHITECTURES
-from npref.runlog import read_log
+from npref.runlog import read_log, replace_file
 from npref.train import Interrupted
 
 HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def parse(arguments):
     run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing (default: no)")
     show = commands.add_parser("table", parents=[shared], help="print the paper's numbers beside ours")
     show.add_argument("names", nargs="*", **{**names, "choices": None})
+    show.add_argument("--into", type=Path, metavar="FILE", help=f"put it into FILE between {BEGIN} and {END} (default: print it)")
     plot = commands.add_parser("plot", parents=[shared], help="draw figures from the runs")
     plot.add_argument("names", nargs="*", **{**names, "choices": None})
     plot.add_argument("--out", type=Path, help="folder of the pictures (default: --runs)")
@@ -340,7 +342,16 @@ def duration(seconds):
 
 def show_table(args, stop):
     names = [name for name in args.names or RECIPES if name in RECIPES]
-    print(table(names, gather(args.results, args.runs)))
+    text = table(names, gather(args.results, args.runs))
+    if args.into is None:
+        print(text)
+        return 0
+    before, begin, rest = args.into.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{args.into}: expected a line {BEGIN} and after it a line {END}, for the table to go between")
+    replace_file(args.into, f"{before}{begin}\n\n{text}\n{end}{after}".encode())
+    print(f"table of {len(names)} recipes: {args.into}")
     return 0
 
 
