@@ -248,8 +248,10 @@ def curves(cells, logs):
 
 def label(cell):
     """A cell's name in tables and legends."""
-    return cell.method.upper() + "".join(f", {'noisy baseline' if name == 'noisy_baseline' else f'K = {value}'}"
-                                         for name, value in cell.options if name in ("noisy_baseline", "samples"))
+    words = {"noisy_baseline": "noisy baseline", "samples": "K = {}", "bias": "biases", "init": "{} weights", "inputs": "{} inputs",
+             "optimizer": "{}", "lr": "lr {:g}"}
+    known = cell.options if cell.search is None else [option for option in cell.options if option[0] in ("noisy_baseline", "samples")]
+    return ", ".join([cell.method.upper(), *(words.get(name, name + " {}").format(value) for name, value in known)])
 
 
 def value(log):
