@@ -188,8 +188,8 @@ def table(names, logs):
             log = next((log for run, log in logs.items() if run.startswith(f"alignment-{alignment_name(name)}")), None)
             lines += [alignment_table(log) if log else "not run", ""]
             continue
-        lines += ["| arch | method | paper, train / test | here, train | here, test | test − paper | seeds | epochs | note |",
-                  "|---|---|---|---|---|---|---|---|---|"]
+        lines += ["| arch | method | paper, train / test | here, train | here, test | test − paper | seeds | epochs | paper's train "
+                  "at epoch | note |", "|---|---|---|---|---|---|---|---|---|---|"]
         lines += [cell_line(cell, runs_of(cell, logs)) for cell in recipe.cells] + [""]
     return "\n".join(lines)
 
@@ -203,7 +203,7 @@ def cell_line(cell, runs):
     """One line of the table."""
     paper = " / ".join("–" if value is None else f"{value:g}" for value in cell.paper)
     if not runs:
-        return f"| {cell.arch} | {label(cell)} | {paper} | not run | not run | | | | |"
+        return f"| {cell.arch} | {label(cell)} | {paper} | not run | not run | | | | | |"
     logs = list(runs.values())
     ended = [log for log in logs if log["rows"] and not log["status"].startswith("diverged")] or [log for log in logs if log["rows"]]
     notes = []
@@ -217,12 +217,22 @@ def cell_line(cell, runs):
     if diverged:
         notes.append(f"diverged: {', '.join(diverged)}")
     if not ended:
-        return f"| {cell.arch} | {label(cell)} | {paper} | diverged | diverged | | {len(runs)} | 0 | {'; '.join(notes)} |"
+        return f"| {cell.arch} | {label(cell)} | {paper} | diverged | diverged | | {len(runs)} | 0 | | {'; '.join(notes)} |"
     train, test = ([value(log)[i] for log in ended] for i in (0, 1))
     difference = f"{sum(test) / len(test) - cell.paper[1]:+.1f}" if cell.paper[1] is not None else ""
     epochs = sorted({len(log["rows"]) for log in ended})
     return (f"| {cell.arch} | {label(cell)} | {paper} | {spread(train)} | {spread(test)} | {difference} | {len(runs)} | "
-            f"{' to '.join(map(str, epochs[:: max(1, len(epochs) - 1)]))} | {'; '.join(notes)} |")
+            f"{' to '.join(map(str, epochs[:: max(1, len(epochs) - 1)]))} | {reached(cell, ended)} | {'; '.join(notes)} |")
+
+
+def reached(cell, logs):
+    """The epoch in which the mean training accuracy first comes to the paper's peak: the text does not say how long the paper trained."""
+    quantity, paper = figures(logs[0])[0], cell.paper[0]
+    if quantity != "accuracy" or paper is None:
+        return ""
+    curves = [figures(log)[1] for log in logs]
+    means = [sum(curve[i] for curve in curves) / len(curves) for i in range(min(map(len, curves)))]
+    return next((str(epoch) for epoch, mean in enumerate(means, 1) if mean >= paper), "never")
 
 
 def curves(cells, logs):

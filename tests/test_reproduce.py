@@ -77,7 +77,7 @@ def test_run_go_on_table_plot_record(run, tmp_path):
 
     code, out, _ = run("table", "v2-figure3")
     assert code == 0 and "| on synthetic; 40 + 2000 |" in out
-    assert out.count("not run | not run") == 10 and "| fc1 | DNP | 42.8 / 40.2 |" in out and "| 2 | 3 |" in out
+    assert out.count("not run | not run") == 10 and "| fc1 | DNP | 42.8 / 40.2 |" in out and "| 2 | 2 | " in out and "| 2 | 3 | " in out
     code, out, _ = run("plot", "v2-figure3")
     assert code == 0 and (tmp_path / "runs/reproduce/v2-figure3.png").stat().st_size > 10_000
     assert (tmp_path / "runs/reproduce/v2-figure3.svg").read_text().startswith("<?xml")
@@ -116,7 +116,7 @@ def test_divergence_is_recorded_and_the_rest_goes_on(run, monkeypatch):
     assert "1 of 1" not in out
     code, out, _ = run("run", "mine", *SMALL)
     assert code == 0 and "2 of 2 runs are done already" in out
-    assert "| fc1 | BP | 1 / 2 | diverged | diverged |" in run("table", "mine")[1]
+    assert "| fc1 | BP | 1 / 2 | diverged | diverged | | 1 | 0 | |" in run("table", "mine")[1]
 
 
 def test_a_failure_is_told_and_the_rest_goes_on(run, monkeypatch, tmp_path):

@@ -140,11 +140,11 @@ def test_the_table():
     cell = Cell("np", "fc1", paper=(38.5, 38.2))
     logs = {"a": log_of(config_of(), [10.0, 40.0, 20.0], [11.0, 12.0, 41.0]), "b": log_of(config_of(seed=1), [10.0, 30.0], [9.0, 8.0])}
     assert results.cell_line(cell, results.runs_of(cell, logs)) == (
-        "| fc1 | NP | 38.5 / 38.2 | 25.0 (9.0 to 41.0) | 35.0 (30.0 to 40.0) | -3.2 | 2 | 2 to 3 |  |")
-    assert results.cell_line(cell, {}) == "| fc1 | NP | 38.5 / 38.2 | not run | not run | | | | |"
+        "| fc1 | NP | 38.5 / 38.2 | 25.0 (9.0 to 41.0) | 35.0 (30.0 to 40.0) | -3.2 | 2 | 2 to 3 | never |  |")
+    assert results.cell_line(cell, {}) == "| fc1 | NP | 38.5 / 38.2 | not run | not run | | | | | |"
     logs["b"]["status"] = "diverged: NP diverged in epoch 3"
     assert results.cell_line(cell, results.runs_of(cell, logs)) == (
-        "| fc1 | NP | 38.5 / 38.2 | 41.0 | 40.0 | +1.8 | 2 | 3 | diverged: seed 1 in epoch 3 |")
+        "| fc1 | NP | 38.5 / 38.2 | 41.0 | 40.0 | +1.8 | 2 | 3 | 3 | diverged: seed 1 in epoch 3 |")
     text = results.table(["v2-figure3", "v2-figure7"], logs)
     assert "**v2-figure3**" in text and text.count("not run") == 2 * 11 + 1 and "| fc3 | DANP | 48.5 / 44.4 | not run" in text
     stand_in = {"a": log_of(config_of(dataset="synthetic"), [10.0])}
@@ -177,7 +177,7 @@ def test_record(tmp_path):
     assert results.record(tmp_path, {"cifar10-fc1-np-s0": log}) == 1
     head, line = (tmp_path / "runs.tsv").read_text().splitlines()
     row = dict(zip(head.split("\t"), line.split("\t")))
-    assert row["run"] == "cifar10-fc1-np-s0" and row["recipes"] == "v2-table3,v2-figure3" and row["command"] == (
+    assert row["run"] == "cifar10-fc1-np-s0" and row["recipes"] == "v2-table3,v2-figure3,why-fc1" and row["command"] == (
         "python examples/cifar10.py --method np --arch fc1 --dataset cifar10 --epochs 3")
     assert (row["peak_train"], row["peak_test"], row["peak_epoch"], row["final_train"], row["final_test"]) == ("25", "30", "2", "25", "20")
     assert (row["minutes"], row["lr"], row["decor_lr"], row["seed"], row["revision"]) == ("1.5", "0.001", "", "0", "abc")
