@@ -79,13 +79,16 @@ def add_flags(parser, names):
 
 
 def flags(config):
-    """The flags that make this configuration: a list of words; what is at its default is left out."""
+    """The flags that make this configuration: a list of words; what is at its default is left out, but for epochs.
+
+    Epochs are always said: a run that goes on keeps its own otherwise, and lr_search.py has another default.
+    """
     words = []
     for f in fields(Config):
         value, default = getattr(config, f.name), f.default
         if f.name == "lr" and config.optimizer != "sgd":
             default = default_lr(config.method, config.arch)
-        if value != default or f.name in ("method", "arch", "dataset"):
+        if value != default or f.name in ("method", "arch", "dataset", "epochs"):
             words += ["--" + f.name.replace("_", "-"), *([] if value is True else [str(value)])]
     return words
 

@@ -87,6 +87,16 @@ def test_run_go_on_table_plot_record(run, tmp_path):
     assert "v2-figure3   One layer and three hidden layers on CIFAR-10 (v2, Figure 3): 2 of 12 cells run" in out
 
 
+def test_ten_epochs_are_asked_for(run, tmp_path):
+    """Ten is cifar10.py's default, and yet neither a finished run's number of epochs nor lr_search.py's default."""
+    words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL]
+    assert run(*words, "--epochs", "1")[0] == 0
+    code, out, err = run(*words, "--epochs", "10")
+    assert code == 0 and "of 10 epochs" in out, (out, err)
+    out = run("run", "v2-figure8", "--methods", "bp", *SMALL, "--epochs", "10", "--dry-run")[1]
+    assert "lr_search.py" in out and "--epochs 10" in out
+
+
 def test_the_pictures_are_the_same_every_time(run, tmp_path):
     assert run("run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs", "1")[0] == 0
     for out in ("a", "b"):
