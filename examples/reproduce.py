@@ -177,8 +177,9 @@ def cells_of(name, args):
             and (not args.archs or cell.arch in args.archs) and (not args.samples or dict(cell.options).get("samples", 1) in args.samples)]
 
 
-def place(args):
-    return () if args.data_dir is None else ("--data-dir", str(args.data_dir))
+def place(dataset, args):
+    """--data-dir, for a data set that is looked for."""
+    return () if args.data_dir is None or dataset.startswith("synthetic") else ("--data-dir", str(args.data_dir))
 
 
 def search_jobs(name, data, args):
@@ -190,7 +191,7 @@ def search_jobs(name, data, args):
             words = [word for word in flags(config) if word != "--lr"]
             words.remove(str(config.lr))
             words += ["--start", str(cell.search), "--out", str(folder), "--no-plot"]
-            yield Job("lr_search.py", (*words, *place(args)), folder, "search.h5")
+            yield Job("lr_search.py", (*words, *place(config.dataset, args)), folder, "search.h5")
 
 
 def search_config(cell, name, data, args):
@@ -213,7 +214,7 @@ def training_jobs(name, data, args):
             config = cell_config(cell, data[cell.dataset], seed=seed, epochs=args.epochs or recipe.epochs, backend=args.backend,
                                  limit_train=args.limit_train, **rate)
             folder = args.runs / run_name(config)
-            words = (*flags(config), "--out", str(folder), "--no-plot", "--quiet", *place(args))
+            words = (*flags(config), "--out", str(folder), "--no-plot", "--quiet", *place(config.dataset, args))
             yield Job("cifar10.py", words, folder, epochs=config.epochs)
 
 
@@ -225,7 +226,7 @@ def alignment_jobs(name, data, args):
         folder = args.runs / f"alignment-{'-'.join(words)}"
         limit = ("--limit-train", str(args.limit_train)) if args.limit_train else ()
         yield Job("alignment.py", (*recipe.alignment, "--dataset", data["cifar10"], "--backend", args.backend, *limit, "--out", str(folder),
-                                   "--no-plot", *place(args)), folder, "alignment.h5")
+                                   "--no-plot", *place(data["cifar10"], args)), folder, "alignment.h5")
 
 
 def work(jobs, args, stop):

@@ -97,6 +97,12 @@ def test_ten_epochs_are_asked_for(run, tmp_path):
     assert "lr_search.py" in out and "--epochs 10" in out
 
 
+def test_a_stand_in_has_no_folder(run):
+    words = "run v2-figure3 --archs fc1 --methods bp --seeds 0 --limit-train 40 --epochs 1 --data-dir none".split()
+    code, out, err = run(*words)
+    assert code == 0 and err == "" and "synthetic in place of cifar10, which was not found" in out, (out, err)
+
+
 def test_the_pictures_are_the_same_every_time(run, tmp_path):
     assert run("run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs", "1")[0] == 0
     for out in ("a", "b"):
