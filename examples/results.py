@@ -13,7 +13,7 @@ from cifar10 import flags
 from recipes import RECIPES
 
 from npref.config import Config, default_lr
-from npref.runlog import read_log
+from npref.runlog import read_log, replace_file
 
 # The data sets that may stand in a cell's place, best first; a run on another than the first is labelled with it.
 STAND_INS = {
@@ -59,22 +59,28 @@ def kind_of(log):
 
 
 def write_text(path, log):
-    """`log` as text at `path`, five significant digits a number."""
+    """`log` as text at `path`, five significant digits a number; learning rates, which runs are found by, in full."""
     names = list(log["rows"][0]) if log["rows"] else []
     head = {"config": log["config"], "environment": log["environment"], "status": log["status"]}
-    lines = ["# " + json.dumps(head), "\t".join(names), *("\t".join(f"{row[name]:.5g}" if isinstance(row[name], float) else str(row[name])
-                                                                   for name in names) for row in log["rows"])]
-    Path(path).write_text("\n".join(lines) + "\n")
+
+    def word(name, number):
+        return f"{number:.5g}" if isinstance(number, float) and name != "lr" else str(number)
+
+    lines = ["# " + json.dumps(head), "\t".join(names), *("\t".join(word(name, row[name]) for name in names) for row in log["rows"])]
+    replace_file(path, ("\n".join(lines) + "\n").encode())
 
 
 def read_text(path):
     """What `write_text` wrote, as a dict like `read_log`'s. Raises ValueError for another kind of file."""
-    head, names, *lines = Path(path).read_text().splitlines()
+    head, names, *lines = (Path(path).read_text() + "\n\n").splitlines()
     if not head.startswith("# {"):
         raise ValueError(f"{path}: expected a log as text, beginning with '# {{', got {head[:40]!r}")
-    rows = [{name: int(word) if word.lstrip("-").isdecimal() else float(word) for name, word in zip(names.split("\t"), line.split("\t"))}
-            for line in lines]
-    return {**json.loads(head[2:]), "rows": rows}
+    try:
+        rows = [{name: int(word) if word.lstrip("-").isdecimal() else float(word)
+                 for name, word in zip(names.split("\t"), line.split("\t"), strict=True)} for line in lines if line]
+        return {**json.loads(head[2:]), "rows": rows}
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); take a copy of it, or delete it and record the run again") from error
 
 
 def gather(results, runs):
@@ -300,5 +306,5 @@ def record(results, logs):
         write_text(results / "logs" / f"{name}.tsv", log)
     rows = [summary(name, log) for name, log in logs.items() if kind_of(log) == "train"]
     lines = ["\t".join(SUMMARY), *("\t".join(str(row.get(name, "")) for name in SUMMARY) for row in rows)]
-    (results / "runs.tsv").write_text("\n".join(lines) + "\n")
+    replace_file(results / "runs.tsv", ("\n".join(lines) + "\n").encode())
     return len(logs)

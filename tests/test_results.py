@@ -45,6 +45,17 @@ def test_a_log_as_text(tmp_path):
     assert back["rows"][2]["train_loss"] == 1.2346e-07
     results.write_text(tmp_path / "b.tsv", back)
     assert (tmp_path / "a.tsv").read_bytes() == (tmp_path / "b.tsv").read_bytes()
+    log["rows"] = [{"lr": 1e-6 * 2**17, "train_loss": 1.234567}]
+    results.write_text(tmp_path / "c.tsv", log)
+    assert results.read_text(tmp_path / "c.tsv")["rows"] == [{"lr": 1e-6 * 2**17, "train_loss": 1.2346}]
+    whole = (tmp_path / "c.tsv").read_text()
+    for damaged in (whole[:-8], whole[:-7], whole.replace('"status"', "status")):
+        (tmp_path / "c.tsv").write_text(damaged)
+        with pytest.raises(ValueError, match="c.tsv: damaged"):
+            results.read_text(tmp_path / "c.tsv")
+    (tmp_path / "c.tsv").write_text("")
+    with pytest.raises(ValueError, match="c.tsv: expected a log as text"):
+        results.read_text(tmp_path / "c.tsv")
     (tmp_path / "a.tsv").write_text("<html>\n404\n")
     with pytest.raises(ValueError, match="a.tsv: expected a log as text"):
         results.read_text(tmp_path / "a.tsv")
