@@ -149,9 +149,11 @@ def runs_of(cell, logs):
     """The cell's training runs, one a seed, on the best data there are: {seed: log}.
 
     Best: the data set itself before stand-ins, then the most training samples. Where rates were searched, the runs at the rate that the
-    search on these data found, if it is there; of several runs of a seed the longest.
+    search on these data found, if it is there (of several searches the one of most epochs); of several runs of a seed the longest. A run
+    that has not finished an epoch is none yet.
     """
-    found = [log for log in logs.values() if kind_of(log) == "train" and matches(cell, config_of(log))]
+    found = [log for log in logs.values() if kind_of(log) == "train" and matches(cell, config_of(log))
+             and (log["rows"] or log["status"].startswith("diverged"))]
     if not found:
         return {}
     order = STAND_INS[cell.dataset]
@@ -164,8 +166,11 @@ def runs_of(cell, logs):
     if cell.search is not None:
         from lr_search import best
 
-        rates = [best(log["rows"]) for log in searches_of(cell, logs) if log["config"]["dataset"] == found[0]["config"]["dataset"]]
-        found = [log for log in found if log["config"]["lr"] in rates] or found
+        same = [log for log in searches_of(cell, logs)
+                if all(log["config"][name] == found[0]["config"][name] for name in ("dataset", "limit_train", "limit_test"))]
+        if same:
+            rate = best(max(same, key=lambda log: log["config"]["epochs"])["rows"])
+            found = [log for log in found if log["config"]["lr"] == rate] or found
     return {log["config"]["seed"]: log for log in sorted(found, key=lambda log: len(log["rows"]))}
 
 
@@ -218,7 +223,8 @@ def cell_line(cell, runs):
     if logs[0]["config"]["limit_train"] or logs[0]["config"]["dataset"] == "tiny-imagenet":
         notes.append(samples(logs[0]))
     if cell.search is not None:
-        notes.append(f"lr {logs[0]['config']['lr']:.3g}" + (f" (paper {cell.paper_lr:g})" if cell.paper_lr else ""))
+        rates = sorted({log["config"]["lr"] for log in logs})
+        notes.append(f"lr {' and '.join(f'{lr:.3g}' for lr in rates)}" + (f" (paper {cell.paper_lr:g})" if cell.paper_lr else ""))
     diverged = [f"seed {seed} in epoch {len(log['rows']) + 1}" for seed, log in runs.items() if log["status"].startswith("diverged")]
     if diverged:
         notes.append(f"diverged: {', '.join(diverged)}")

@@ -145,6 +145,19 @@ def test_the_rate_that_a_search_found():
     search["rows"][1]["train_loss"] = 0.25
     assert results.runs_of(cell, {"a": slow, "b": fast, "s": search}) == {0: fast}
     assert results.searches([cell], {"a": slow, "s": search}) == {"s": search}
+    trial = {**search, "config": {**search["config"], "epochs": 1}, "rows": [{"lr": 1.0, "train_loss": 0.125}]}
+    seed1 = log_of(config_of("bp", optimizer="sgd", lr=1.0, seed=1), [10.0])
+    assert results.runs_of(cell, {"a": slow, "b": fast, "c": seed1, "s": search, "t": trial}) == {0: fast}
+    other = log_of(config_of("bp", optimizer="sgd", lr=2.0, seed=1), [10.0])
+    assert "| lr 1 and 2 |" in results.cell_line(cell, results.runs_of(cell, {"a": slow, "b": other}))
+
+
+def test_a_run_without_an_epoch_is_none_yet():
+    cell = Cell("np", "fc1", paper=(38.5, 38.2))
+    begun, one = log_of(config_of(), [], status="running"), log_of(config_of(seed=1), [30.0])
+    assert results.runs_of(cell, {"a": begun}) == {} and results.runs_of(cell, {"a": begun, "b": one}) == {1: one}
+    begun["status"] = "diverged: np diverged in epoch 1"
+    assert results.cell_line(cell, results.runs_of(cell, {"a": begun})).count("diverged |") == 2
 
 
 def test_the_table():
