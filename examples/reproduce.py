@@ -239,15 +239,17 @@ def work(jobs, args, stop):
         while waiting or running:
             while waiting and len(running) < args.jobs:
                 job = waiting.pop(0)
-                running[job] = start(job, args)
+                if not job.done():  # another process may have run it meanwhile
+                    running[job] = start(job, args)
             time.sleep(0.2)
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 code = running.pop(job).returncode
                 status, rows = job.rows()
-                if code not in (0, 3) or not job.done():
+                ok = job.done() and (job.log == "log.h5" or code in (0, 3))  # a run killed as it ended need only complete its log
+                if not ok:
                     failed.append(f"{job.folder.name}: exit code {code}: {last_line(job)}")
                 display.close()
-                print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: {result(job, status, rows, code)}"
+                print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: {result(job, status, rows, ok)}"
                       f"{display.left(waiting, running, args.jobs)}", flush=True)
             display.show(waiting, running, args.jobs)
             if stop():
@@ -279,9 +281,9 @@ def last_line(job):
     return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
-def result(job, status, rows, code):
+def result(job, status, rows, ok):
     """What a run that has ended came to."""
-    if code not in (0, 3):
+    if not ok:
         return f"failed, {last_line(job)}"
     if status.startswith("diverged"):
         return status
@@ -316,7 +318,12 @@ class Display:
 
     def left(self, waiting, running, jobs):
         seconds = self.remaining(waiting, running)[0]
-        return f"; about {duration(seconds / jobs)} left" if seconds else ""
+        return f"; about {duration(seconds / self.at_once(waiting, running, jobs))} left" if seconds else ""
+
+    @staticmethod
+    def at_once(waiting, running, jobs):
+        """How many processes share what is left."""
+        return max(1, min(jobs, len(waiting) + len(running)))
 
     def show(self, waiting, running, jobs):
         if not self.tqdm or time.monotonic() - self.looked < 2:
@@ -327,7 +334,7 @@ class Display:
         seconds, done, total = self.remaining(waiting, running)
         self.bar = self.bar or tqdm(total=total, unit="epoch", leave=False, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} epochs {postfix}")
         self.bar.n = done
-        left = f"; {duration(seconds / jobs)} left" if seconds else ""
+        left = f"; {duration(seconds / self.at_once(waiting, running, jobs))} left" if seconds else ""
         self.bar.set_postfix_str(", ".join(job.folder.name for job in running) + left)
 
     def close(self):
@@ -385,10 +392,12 @@ def draw(args, stop):
 
 
 def keep(args, stop):
-    logs = gather(args.results, args.runs)
-    kept = {name: log for name, log in logs.items() if log["status"].startswith(("finished", "diverged"))
-            and not log["config"].get("limit_train") and not log["config"]["dataset"].startswith("synthetic")}
-    print(f"{record(args.results, kept)} runs recorded in {args.results}; {len(logs) - len(kept)} are unfinished, on stand-ins or on part "
+    recorded, own = gather(args.results, None), gather(None, args.runs)
+    whole = {name: log for name, log in own.items() if log["status"].startswith(("finished", "diverged"))
+             and not any(log["config"].get(limit) for limit in ("limit_train", "limit_test"))
+             and not log["config"]["dataset"].startswith("synthetic")}
+    kept = recorded | {name: log for name, log in whole.items() if len(log["rows"]) >= len(recorded.get(name, {"rows": ()})["rows"])}
+    print(f"{record(args.results, kept)} runs recorded in {args.results}; {len(own) - len(whole)} are unfinished, on stand-ins or on part "
           "of the data, and were left out")
     return 0
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 from conftest import ROOT
@@ -18,7 +19,8 @@ import reproduce
 import results
 from recipes import NOT_RUN, RECIPES, Cell, Recipe
 
-from npref.runlog import read_log
+from npref.config import Config
+from npref.runlog import read_log, write_log
 
 SMALL = ["--synthetic", "--limit-train", "40"]
 
@@ -101,6 +103,37 @@ def test_a_stand_in_has_no_folder(run):
     words = "run v2-figure3 --archs fc1 --methods bp --seeds 0 --limit-train 40 --epochs 1 --data-dir none".split()
     code, out, err = run(*words)
     assert code == 0 and err == "" and "synthetic in place of cifar10, which was not found" in out, (out, err)
+
+
+def test_a_log_behind_its_checkpoint_is_completed(run, tmp_path):
+    """As after a kill between the last checkpoint and the last log: nothing has failed."""
+    words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs", "2"]
+    assert run(*words)[0] == 0
+    path = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
+    log = read_log(path)
+    write_log(path, log["config"], log["environment"], log["rows"][:1], "running")
+    code, out, err = run(*words)
+    assert code == 0 and err == "" and "of 2 epochs" in out and read_log(path)["rows"] == log["rows"], (out, err)
+
+
+def test_what_is_recorded_stays(run, tmp_path):
+    """While a recorded run is taken further, or measured on part of the test set, what was recorded of it is kept."""
+    def put(name, epochs, status, **more):
+        config = Config(method="bp", arch="fc1", dataset="cifar10", epochs=9, **more)
+        rows = [{"epoch": i + 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5, "seconds": 1.0}
+                for i in range(epochs)]
+        (tmp_path / "runs/reproduce" / name).mkdir(parents=True, exist_ok=True)
+        env = {"backend": "numpy", "device": "CPU", "threads": "1", "revision": "abc", "samples": "all"}
+        write_log(tmp_path / "runs/reproduce" / name / "log.h5", asdict(config), env, rows, status)
+
+    put("cifar10-fc1-bp-s0", 2, "finished")
+    put("part", 2, "finished", limit_test=10)
+    assert run("record")[1].startswith("1 runs recorded in") and (tmp_path / "results/runs.tsv").read_text().count("\n") == 2
+    before = (tmp_path / "results/runs.tsv").read_text()
+    put("cifar10-fc1-bp-s0", 3, "running")
+    assert run("record")[1].startswith("1 runs recorded in") and (tmp_path / "results/runs.tsv").read_text() == before
+    put("cifar10-fc1-bp-s0", 3, "finished")
+    assert run("record")[0] == 0 and (tmp_path / "results/runs.tsv").read_text() != before
 
 
 def test_the_pictures_are_the_same_every_time(run, tmp_path):
