@@ -37,7 +37,10 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 @dataclass(frozen=True)
 class Job:
-    """One process: a script of this folder with its arguments, and the folder and log that it writes. epochs: how many rows it will be."""
+    """One process: a script of this folder with its arguments, and the folder and log that it writes.
+
+    epochs: how many rows a run will have; how many epochs a search tries each rate for.
+    """
 
     script: str
     arguments: tuple
@@ -55,6 +58,8 @@ class Job:
 
     def done(self):
         status, rows = self.rows()
+        if self.log == "search.h5":
+            return status == "finished" and read_log(self.folder / self.log)["config"]["epochs"] == self.epochs
         return status.startswith("diverged") or (status == "finished" and len(rows) >= (self.epochs if self.log == "log.h5" else 0))
 
 
@@ -136,11 +141,11 @@ def run(args, stop):
     chosen = {name: found for name in names if (found := data_set(name, args))}
     jobs = unique(job for name, data in chosen.items() for job in [*search_jobs(name, data, args), *alignment_jobs(name, data, args)])
     if args.dry_run:
-        for job in [*jobs, *unique(job for name, data in chosen.items() for job in training_jobs(name, data, args))]:
+        for job in [*jobs, *unique(job for name, data in chosen.items() for job in training_jobs(name, data, args, []))]:
             print(f"python {shlex.join([f'examples/{job.script}', *job.arguments])}")
         return 0
     failed = work(jobs, args, stop)
-    trainings = [job for name, data in chosen.items() for job in training_jobs(name, data, args)]
+    trainings = [job for name, data in chosen.items() for job in training_jobs(name, data, args, failed)]
     failed += work(unique(trainings), args, stop)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
@@ -186,31 +191,41 @@ def search_jobs(name, data, args):
     """The searches for learning rates that the recipe's cells need."""
     for cell in cells_of(name, args):
         if cell.search is not None:
-            config = search_config(cell, name, data, args)
-            folder = args.runs / f"search-{run_name(config, lr=False, seed=False)}"
+            config, folder = search_config(cell, name, data, args)
             words = [word for word in flags(config) if word != "--lr"]
             words.remove(str(config.lr))
             words += ["--start", str(cell.search), "--out", str(folder), "--no-plot"]
-            yield Job("lr_search.py", (*words, *place(config.dataset, args)), folder, "search.h5")
+            yield Job("lr_search.py", (*words, *place(config.dataset, args)), folder, "search.h5", config.epochs)
 
 
 def search_config(cell, name, data, args):
-    epochs = RECIPES[name].search_epochs
-    return cell_config(cell, data[cell.dataset], lr=cell.search, epochs=min(epochs, args.epochs or epochs), backend=args.backend,
-                       limit_train=args.limit_train)
+    """The Config of a cell's search and its folder; a search of fewer epochs than the recipe's has a folder of its own."""
+    whole = RECIPES[name].search_epochs
+    config = cell_config(cell, data[cell.dataset], lr=cell.search, epochs=min(whole, args.epochs or whole), backend=args.backend,
+                         limit_train=args.limit_train)
+    shorter = f"-epochs-{config.epochs}" if config.epochs < whole else ""
+    return config, args.runs / f"search-{run_name(config, lr=False, seed=False)}{shorter}"
 
 
-def training_jobs(name, data, args):
-    """The runs of the recipe's cells, seed by seed. A cell whose rate is searched has none until the search has ended."""
+def training_jobs(name, data, args, failed):
+    """The runs of the recipe's cells, seed by seed. A cell whose rate is searched has none until the search has ended.
+
+    failed: a line is added for a search that found no rate, unless there is one.
+    """
     recipe = RECIPES[name]
     for seed in args.seeds or range(recipe.seeds):
         for cell in cells_of(name, args):
             rate = {}
             if cell.search is not None:
-                folder = args.runs / f"search-{run_name(search_config(cell, name, data, args), lr=False, seed=False)}"
-                if not (folder / "search.h5").is_file():
+                config, folder = search_config(cell, name, data, args)
+                try:
+                    if not Job("lr_search.py", (), folder, "search.h5", config.epochs).done():
+                        continue
+                    rate = {"lr": best(read_log(folder / "search.h5")["rows"])}
+                except ValueError as error:
+                    if not any(line.startswith(f"{folder.name}: ") for line in failed):
+                        failed.append(f"{folder.name}: {error}")
                     continue
-                rate = {"lr": best(read_log(folder / "search.h5")["rows"])}
             config = cell_config(cell, data[cell.dataset], seed=seed, epochs=args.epochs or recipe.epochs, backend=args.backend,
                                  limit_train=args.limit_train, **rate)
             folder = args.runs / run_name(config)
@@ -231,8 +246,14 @@ def alignment_jobs(name, data, args):
 
 def work(jobs, args, stop):
     """Run the jobs that are not done, `args.jobs` at a time, and show how far they are; returns a line for each that failed."""
-    waiting, running, failed = [job for job in jobs if not job.done()], {}, []
-    total, display = len(waiting), Display(jobs)
+    whole, waiting, running, failed = [], [], {}, []
+    for job in jobs:
+        try:
+            waiting += [] if job.done() else [job]
+            whole.append(job)
+        except ValueError as error:  # a damaged log
+            failed.append(f"{job.folder.name}: {error}")
+    jobs, total, display = whole, len(waiting), Display(whole)
     if len(jobs) > total:
         print(f"{len(jobs) - total} of {len(jobs)} runs are done already", flush=True)
     try:

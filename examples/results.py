@@ -7,6 +7,7 @@ a learning rate or an angle), separated by tabs. `read_text` gives what `npref.r
 import json
 import math
 import shlex
+import sys
 from pathlib import Path
 
 from cifar10 import flags
@@ -84,12 +85,19 @@ def read_text(path):
 
 
 def gather(results, runs):
-    """{name: log} of the recorded results and of this checkout's own runs; of two of one name, the one with more rows."""
+    """{name: log} of the recorded results and of this checkout's own runs; of two of one name, the one with more rows.
+
+    A log of a run that cannot be read is left out, with a warning.
+    """
     logs = {path.stem: read_text(path) for path in sorted(Path(results).glob("logs/*.tsv"))} if results else {}
     for path in sorted(Path(runs).glob("*/*.h5")) if runs else []:
         if path.name == "checkpoint.h5":
             continue
-        log, name = read_log(path), path.parent.name
+        try:
+            log, name = read_log(path), path.parent.name
+        except ValueError as error:
+            print(f"warning: left out: {error}", file=sys.stderr)
+            continue
         if len(log["rows"]) >= len(logs.get(name, {"rows": ()})["rows"]):
             logs[name] = log
     return logs

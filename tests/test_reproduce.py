@@ -136,6 +136,33 @@ def test_what_is_recorded_stays(run, tmp_path):
     assert run("record")[0] == 0 and (tmp_path / "results/runs.tsv").read_text() != before
 
 
+def test_a_search_of_other_epochs_is_another(run, tmp_path):
+    words = ["run", "v1-figure2", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs"]
+    assert run(*words, "1")[0] == run(*words, "2")[0] == run(*words, "3")[0] == 0
+    searches = [read_log(path)["config"]["epochs"] for path in sorted((tmp_path / "runs/reproduce").glob("search-*/search.h5"))]
+    assert searches == [2, 1]
+
+
+def test_a_search_without_a_stable_rate_stops_nothing_else(run, monkeypatch):
+    recipe(monkeypatch, Cell("bp", "fc1", options=(("optimizer", "sgd"),), search=1e38), Cell("np", "fc1"))
+    for _ in range(2):
+        code, out, err = run("run", "mine", *SMALL)
+        assert code == 1 and err.count("failed: search-synthetic-fc1-bp-") == 1 and "every learning rate from 1e+38 on diverged" in err
+        assert "synthetic-fc1-np" in out or "1 of 1 runs are done already" in out
+    assert run("run", "mine", *SMALL, "--dry-run")[0] == 0
+
+
+def test_a_damaged_log_stops_nothing_else(run, monkeypatch, tmp_path):
+    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"))
+    assert run("run", "mine", *SMALL, "--methods", "bp")[0] == 0
+    path = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
+    path.write_bytes(path.read_bytes()[:-10])
+    code, out, err = run("run", "mine", *SMALL)
+    assert code == 1 and "failed: synthetic-fc1-bp-" in err and "damaged" in err and "[1/1] synthetic-fc1-np" in out, (out, err)
+    code, out, err = run("table", "mine")
+    assert code == 0 and "warning: left out: " in err and "| fc1 | BP | – / – | not run" in out and out.count("not run") == 2
+
+
 def test_the_pictures_are_the_same_every_time(run, tmp_path):
     assert run("run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs", "1")[0] == 0
     for out in ("a", "b"):
@@ -152,7 +179,7 @@ def test_rates_are_searched_first(run, tmp_path):
     rate = lr_search.best(read_log(folder / "search.h5")["rows"])
     log, = (read_log(path) for path in (tmp_path / "runs/reproduce").glob("*/log.h5"))
     assert log["config"]["lr"] == rate and log["config"]["loss"] == "mse" and log["config"]["optimizer"] == "sgd"
-    assert folder.name == "search-synthetic-fc1-bp-loss-mse-optimizer-sgd-limit-train-40"
+    assert folder.name == "search-synthetic-fc1-bp-loss-mse-optimizer-sgd-limit-train-40-epochs-1"
     assert f"lr {rate:.3g} (paper 8e-06)" in run("table", "v1-figure2")[1]
     assert run("plot", "v1-table2")[0] == 0 and (tmp_path / "runs/reproduce/v1-table2.png").stat().st_size > 5000
 
