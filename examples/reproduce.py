@@ -23,7 +23,7 @@ from pathlib import Path
 from cifar10 import Parser, any_letters, exit_code, flags
 from lr_search import best
 from recipes import NOT_RUN, RECIPES
-from results import STAND_INS, alignment_name, cell_config, curves, gather, record, run_name, runs_of, searches, table, value
+from results import STAND_INS, alignment_name, alignment_of, cell_config, curves, gather, record, run_name, runs_of, searches, table, value
 
 from npref import METHODS, datasets, get_backend
 from npref.backend import BACKENDS, cores
@@ -127,13 +127,9 @@ def list_recipes(args, stop):
     return 0
 
 
-def alignment_of(name, logs):
-    """The log of an alignment recipe, or None."""
-    return next((log for run, log in logs.items() if run.startswith(f"alignment-{alignment_name(name)}-")), None)
-
-
 def run(args, stop):
     get_backend(args.backend)  # before any work, to say so if it cannot work
+    check_effect(args)
     for name in args.names:
         if name in NOT_RUN:
             print(f"{name}: nothing to run, {NOT_RUN[name]}")
@@ -150,6 +146,21 @@ def run(args, stop):
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def check_effect(args):
+    """ValueError for a flag that would change nothing in any of the recipes, or leave nothing to run."""
+    recipes = [RECIPES[name] for name in args.names if name in RECIPES]
+    if not recipes:
+        return
+    if not any(recipe.cells for recipe in recipes):
+        for flag in ("seeds", "epochs", "methods", "archs", "samples"):
+            if getattr(args, flag):
+                raise ValueError(f"--{flag} has no effect on a measurement of angles, which is run as a whole: leave it out")
+    elif not any(recipe.alignment or cells_of(name, args) for name, recipe in RECIPES.items() if name in args.names):
+        raise ValueError(f"no cell of {', '.join(args.names)} is left by --methods, --archs and --samples: nothing to run")
+    if (args.dedup or args.split_test) and not any(cell.dataset == "sarcos" for recipe in recipes for cell in recipe.cells):
+        raise ValueError(f"--{'dedup' if args.dedup else 'split-test'} has no effect without SARCOS: leave it out")
 
 
 def unique(jobs):

@@ -204,13 +204,20 @@ def table(names, logs):
         recipe = RECIPES[name]
         lines += [f"**{name}**: {recipe.title} ({recipe.source})", ""]
         if recipe.alignment:
-            log = next((log for run, log in logs.items() if run.startswith(f"alignment-{alignment_name(name)}")), None)
+            log = alignment_of(name, logs)
             lines += [alignment_table(log) if log else "not run", ""]
             continue
         lines += ["| arch | method | paper, train / test | here, train | here, test | test − paper | seeds | epochs | paper's train "
                   "at epoch | note |", "|---|---|---|---|---|---|---|---|---|---|"]
         lines += [cell_line(cell, runs_of(cell, logs)) for cell in recipe.cells] + [""]
     return "\n".join(lines)
+
+
+def alignment_of(name, logs):
+    """The log of an alignment recipe once it is finished, on the best data there are; None without one."""
+    found = [log for run, log in logs.items() if run.startswith(f"alignment-{alignment_name(name)}-") and log["status"] == "finished"]
+    order = STAND_INS["cifar10"]
+    return min(found, key=lambda log: (order.index(log["config"]["dataset"]), -(log["config"]["limit_train"] or math.inf)), default=None)
 
 
 def alignment_name(name):
@@ -309,7 +316,9 @@ def alignment_table(log):
         for layer in layers:
             angles = {row[varied]: row["angle"] for row in rows if (row["method"], row["layer"]) == (m, layer)}
             lines.append(f"| {method.upper()} | {layer} | " + " | ".join(f"{angles[v]:.1f}°" if v in angles else "" for v in chosen) + " |")
-    return "\n".join(lines)
+    config = log["config"]
+    return "\n".join([*lines, "", f"On {config['dataset']} ({log['environment']['samples']}), {config['arch']}, loss {config['loss']}; "
+                                  f"{config['repeats']} repeats."])
 
 
 def record(results, logs):

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
 
+import alignment
 import cifar10
 import lr_search
 import reproduce
@@ -163,6 +164,22 @@ def test_a_damaged_log_stops_nothing_else(run, monkeypatch, tmp_path):
     assert code == 0 and "warning: left out: " in err and "| fc1 | BP | – / – | not run" in out and out.count("not run") == 2
 
 
+def test_angles_are_shown_once_measured(run, tmp_path):
+    """With the data that they are of; a measurement in progress is none yet."""
+    out = tmp_path / "runs/reproduce/alignment-v1-figure1-synthetic"
+    words = "--methods np anp inp --samples 1 --repeats 2 --dataset synthetic --arch fc1 --limit-train 40 --no-plot --quiet".split()
+    assert alignment.main([*words, "--out", str(out)]) == 0
+    log = read_log(out / "alignment.h5")
+    text = run("table", "v1-figure1")[1]
+    assert "| INP | 1 | " in text and "On synthetic (40 + 2000), fc1, loss cce; 2 repeats." in text
+    assert run("plot", "v1-figure1")[0] == 0
+    for rows in ([], log["rows"][:1]):
+        write_log(out / "alignment.h5", log["config"], log["environment"], rows, "running")
+        assert "not run" in run("table", "v1-figure1")[1] and run("plot")[0] == 0
+        code, _, err = run("plot", "v1-figure1")
+        assert code == 2 and "v1-figure1 has not been run" in err
+
+
 def test_the_pictures_are_the_same_every_time(run, tmp_path):
     assert run("run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs", "1")[0] == 0
     for out in ("a", "b"):
@@ -244,6 +261,10 @@ def test_a_stop_loses_less_than_an_epoch(tmp_path):
     (["run", "v2-figure8", "--dedup"], "no sarcos-dedup found: get it with python -m npref.datasets fetch sarcos, or use --synthetic"),
     (["plot", "v2-figure3"], "v2-figure3 has not been run: expected runs of it in"),
     (["run", "v2-table3", "--backend", "cupy"], "cupy"),
+    (["run", "v2-figure2", "--seeds", "1"], "--seeds has no effect on a measurement of angles"),
+    (["run", "v2-figure2", "v2-table1", "--methods", "np"], "--methods has no effect on a measurement of angles"),
+    (["run", "v2-table3", "--samples", "10"], "no cell of v2-table3 is left by --methods, --archs and --samples: nothing to run"),
+    (["run", "v2-table3", "--dedup"], "--dedup has no effect without SARCOS: leave it out"),
     (["draw"], "invalid choice: 'draw'"),
 ])
 def test_mistakes(run, words, message, monkeypatch):
@@ -261,7 +282,8 @@ def test_what_there_is_nothing_to_run_for(run):
 @pytest.mark.parametrize("name", RECIPES)
 def test_dry_run_prints_commands_that_parse(run, name):
     """Every cell of every recipe; searched ones as searches, as their rates are not known yet."""
-    code, out, err = run("run", name, "--synthetic", "--dry-run", "--seeds", "1", "2", "--backend", "numpy")
+    seeds = ["--seeds", "1", "2"] if RECIPES[name].cells else []
+    code, out, err = run("run", name, "--synthetic", "--dry-run", "--backend", "numpy", *seeds)
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("python ")]
     cells = RECIPES[name].cells
     searched = sum(cell.search is not None for cell in cells)
