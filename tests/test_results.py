@@ -120,6 +120,12 @@ def test_the_papers_numbers():
         "np": None, "dnp": 1e-4, "anp": None, "danp": 1e-4, "bp": None, "dbp": None}
 
 
+def test_the_first_version_measures_angles_with_its_own_loss():
+    for name, recipe in RECIPES.items():
+        if recipe.alignment:
+            assert (recipe.alignment[-2:] == ("--loss", "mse")) == name.startswith("v1"), name
+
+
 def test_which_runs_are_a_cells():
     cell = Cell("np", "fc1", paper=(38.5, 38.2))
     short, long = log_of(config_of(), [20.0]), log_of(config_of(), [20.0, 30.0])
