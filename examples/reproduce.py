@@ -154,7 +154,9 @@ def check_effect(args):
     if not recipes:
         return
     if not any(recipe.cells for recipe in recipes):
-        for flag in ("seeds", "epochs", "methods", "archs", "samples"):
+        if args.epochs:
+            print(f"{', '.join(args.names)}: angles are measured at initialisation, so --epochs changes nothing", flush=True)
+        for flag in ("seeds", "methods", "archs", "samples"):
             if getattr(args, flag):
                 raise ValueError(f"--{flag} has no effect on a measurement of angles, which is run as a whole: leave it out")
     elif not any(recipe.alignment or cells_of(name, args) for name, recipe in RECIPES.items() if name in args.names):

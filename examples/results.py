@@ -270,7 +270,8 @@ def curves(cells, logs):
     panels = {}
     most = max((dict(cell.options).get("samples", 1) for cell in cells), default=1)
     for cell in cells:
-        runs = [log for log in runs_of(cell, logs).values() if log["rows"]]
+        found = [log for log in runs_of(cell, logs).values() if log["rows"]]
+        runs = [log for log in found if log["status"] == "finished"] or found  # a seed cut short would cut its line short
         if not runs:
             continue
         options = dict(cell.options)
@@ -279,7 +280,8 @@ def curves(cells, logs):
         emphasis = "noisy" if "noisy_baseline" in options else emphasis
         quantity = figures(runs[0])[0]
         panels.setdefault((cell.arch, runs[0]["config"]["dataset"], quantity), []).append(
-            (label(cell), cell.method, emphasis, [figures(log)[1:] for log in runs]))
+            (label(cell) + (f", {len(runs)} of {len(found)} seeds" if len(runs) < len(found) else ""), cell.method, emphasis,
+             [figures(log)[1:] for log in runs]))
     return [(f"{arch}, {dataset}", quantity, lines) for (arch, dataset, quantity), lines in panels.items()]
 
 

@@ -20,15 +20,12 @@ def input_moments(data, how="auto"):
         return None
     x = data.x_train
     axes = (0, *range(2, x.ndim))  # all but the channels or features
-    n, first, second = x.size // x.shape[1], 0, 0
-    for i in range(0, len(x), 1000):  # a float64 copy of 1.2 GB of pixels would take ten
-        part = x[i : i + 1000].astype(np.float64) / _unit(x)
-        first, second = first + part.sum(axis=axes), second + (part**2).sum(axis=axes)
-    mean = first / n
-    variance = second / n - mean**2
-    std = np.sqrt(np.where(variance > 1e-12 * mean**2, variance, 1))
-    shape = (-1,) + (1,) * (x.ndim - 2)
-    return mean.reshape(shape), std.reshape(shape)
+    n, shape = x.size // x.shape[1], (-1,) + (1,) * (x.ndim - 2)
+    parts = [slice(i, i + 1000) for i in range(0, len(x), 1000)]  # a float64 copy of 1.2 GB of pixels would take ten
+    mean = (sum((x[part] / np.float64(_unit(x))).sum(axis=axes) for part in parts) / n).reshape(shape)
+    squares = sum(((x[part] / np.float64(_unit(x)) - mean) ** 2).sum(axis=axes) for part in parts)
+    std = np.sqrt(squares / n).reshape(shape)
+    return mean, np.where(std > 1e-12 * abs(mean), std, 1)
 
 
 def resolved(data, how):
@@ -47,10 +44,9 @@ def prepare(x, dtype, moments=None):
     xp = array_module(x)
     if moments is None:
         return xp.divide(x, 255, dtype=dtype) if x.dtype.kind == "u" else x.astype(dtype)
-    mean, std = (xp.asarray((m * _unit(x)), dtype=dtype) for m in moments)  # in the units of x, so that one pass does it
-    out = xp.subtract(x, mean, dtype=dtype)
-    out /= std
-    return out
+    mean, std = (xp.asarray(m * _unit(x)) for m in moments)  # in the units of x
+    wide = dtype if x.dtype.kind == "u" else x.dtype  # of large features with a small spread the difference comes before the rounding
+    return xp.subtract(x, mean.astype(wide), dtype=wide).astype(dtype, copy=False) / std.astype(dtype)
 
 
 def _unit(x):

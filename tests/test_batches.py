@@ -36,6 +36,15 @@ def test_standardised(seed, n, make):
     assert prepare(data.x_train, "float32", input_moments(data, "standard")).dtype == np.float32
 
 
+def test_a_small_spread_about_a_large_mean():
+    """Neither the moments nor float32 lose what tells the samples apart."""
+    data = features()
+    spread = data.x_train[:, 0] - data.x_train[:, 0].mean()
+    data.x_train[:, 0] = 1.7e9 + 100 * spread
+    x = prepare(data.x_train, "float32", input_moments(data, "standard"))[:, 0]
+    assert np.allclose(x, spread / spread.std(), atol=1e-5) and x.dtype == np.float32
+
+
 def test_a_channel_that_never_changes():
     data = features()
     data.x_train[:, 1] = 7.0

@@ -200,6 +200,9 @@ def test_curves():
         ("fc3, cifar10", "accuracy", [("DANP, K = 10", "danp", pytest.approx(0.675)), ("DANP, K = 100", "danp", 1.0),
                                       ("DNP, noisy baseline", "dnp", "noisy")])]
     assert np.allclose(panels[1][2][1][3], [[[20.0, 20.0], [20.0, 20.0]]])
+    logs["cut"] = log_of(results.cell_config(cells[0], "cifar10", seed=1), [5.0], status="diverged: NP diverged in epoch 2")
+    (name, _, _, runs), = results.curves(cells, logs)[0][2]
+    assert name == "NP, 1 of 2 seeds" and len(runs) == 1 and len(runs[0][0]) == 2
 
 
 def test_record(tmp_path):
