@@ -22,7 +22,7 @@ COMPILER = next((found for name in ("c++", "g++", "clang++") if (found := shutil
 counts = collections.Counter()
 
 FUNCTIONS = ("empty zeros eye zeros_like ones_like maximum tanh where exp log sqrt sum mean arange einsum concatenate stack isfinite "
-             "multiply divide cos sin arctan2 unpackbits fill_diagonal take add matmul broadcast_to empty_like").split()
+             "multiply divide subtract cos sin arctan2 unpackbits fill_diagonal take add matmul broadcast_to empty_like").split()
 float32, float64, uint8, int32, uint32, uint64, int64 = np.float32, np.float64, np.uint8, np.int32, np.uint32, np.uint64, np.int64
 result_type = np.result_type
 

@@ -67,23 +67,32 @@ def small_data():
                    rng.integers(0, 256, (20, 3, 12, 12)).astype(np.uint8), rng.integers(0, 10, 20), 10)
 
 
-def whole_run(backend, out):
-    config = Config(method="danp", arch="fc1", backend=backend, dtype="float64", epochs=2, batch_size=20, dataset="synthetic")
-    return list(train(config, small_data(), out))
+def robot_data():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(3, 2, (60, 21)), rng.normal(0, 1, (60, 7))
+    return Dataset("synthetic-sarcos", "", x[:40], y[:40], x[40:], y[40:], 7, inputs="raw")
 
 
-def compare_whole_run(tmp_path):
-    rows, expected = whole_run("cupy", tmp_path / "a"), whole_run("numpy", tmp_path / "b")
-    for row, other in zip(rows, expected):
+WHOLE_RUNS = [(small_data, dict(method="danp", arch="fc1")), (small_data, dict(method="np", arch="fc1", inputs="standard")),
+              (robot_data, dict(method="dnp", arch="sarcos", loss="mse-mean", optimizer="sgd", lr=1e-3, inputs="standard"))]
+
+
+def compare_whole_run(tmp_path, data, options):
+    rows, expected = ([*train(Config(backend=backend, dtype="float64", epochs=2, batch_size=20, **options), data(), tmp_path / backend)]
+                      for backend in ("cupy", "numpy"))
+    for row, other in zip(rows, expected, strict=True):
+        assert row.keys() == other.keys() and ("test_accuracy" in row) == (data is small_data)
         assert all(np.isclose(row[k], other[k], rtol=1e-5) for k in row if k != "seconds")
 
 
-def test_a_whole_run_on_the_stand_in(fake_cupy, tmp_path):
-    compare_whole_run(tmp_path)
+@pytest.mark.parametrize("data, options", WHOLE_RUNS)
+def test_a_whole_run_on_the_stand_in(fake_cupy, tmp_path, data, options):
+    compare_whole_run(tmp_path, data, options)
 
 
-def test_a_whole_run_on_a_gpu(real_cupy, tmp_path):
-    compare_whole_run(tmp_path)
+@pytest.mark.parametrize("data, options", WHOLE_RUNS)
+def test_a_whole_run_on_a_gpu(real_cupy, tmp_path, data, options):
+    compare_whole_run(tmp_path, data, options)
 
 
 def test_the_stand_in_is_strict(fake_cupy):
