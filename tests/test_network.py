@@ -51,6 +51,7 @@ def test_table_1():
     assert sizes("fc1")[1] == [(10, 3072)]
     for name, depth in (("fc3", 3), ("fc6", 6), ("fc9", 9)):
         assert sizes(name)[1] == [(1024, 3072)] + [(1024, 1024)] * (depth - 1) + [(10, 1024)]
+    assert sizes("sarcos", input_shape=(21,), n_out=7)[1] == [(32, 21), (32, 32), (7, 32)]  # Appendix J
     network, weights = sizes("conv")
     assert weights == [(16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (1024, 1600), (10, 1024)]
     assert network.shapes == ((3, 32, 32), (16, 15, 15), (32, 7, 7), (64, 5, 5), (1024,), (10,))

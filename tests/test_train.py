@@ -43,6 +43,24 @@ def test_every_method_learns(method):
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.3 and rows[-1]["test_accuracy"] > 0.3
 
 
+def test_standardised_inputs_and_real_targets():
+    """As if the data had been standardised beforehand: in training, evaluation on both parts, and the measure of correlation."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(5, [[3.0, 0.5, 9.0]], (70, 3)), rng.normal(0, 2, (70, 2))
+    data = Dataset("made", "here", x[:50], y[:50], x[50:], y[50:], 2, inputs="raw")
+    z = (x - x[:50].mean(axis=0)) / x[:50].std(axis=0)
+    ready = Dataset("made", "here", z[:50], y[:50], z[50:], y[50:], 2, inputs="raw")
+    config = Config(method="danp", arch="sarcos", dataset="made", loss="mse", epochs=2, batch_size=20, dtype="float64", eval_train=True)
+    rows, expected = list(train(replace(config, inputs="standard"), data)), list(train(config, ready))
+    for row, other in zip(rows, expected, strict=True):
+        assert "test_accuracy" not in row and "eval_train_accuracy" not in row
+        row, other = without_seconds([row, other])
+        assert row == pytest.approx(other, rel=1e-6)
+    assert rows[0]["test_loss"] != pytest.approx(next(train(config, data))["test_loss"], rel=1e-3)  # raw is something else
+    with pytest.raises(ValueError, match="made has real targets, not labels, and loss=cce needs labels: use mse or mse-mean"):
+        train(replace(config, loss="cce"), data)
+
+
 @pytest.mark.parametrize("method", ["np", "danp", "dinp"])
 def test_two_epochs_by_the_parts(method, tmp_path):
     """The loop against its parts put together by hand: order of samples, noise of the step, update, R, totals, last short batch."""
