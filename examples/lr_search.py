@@ -2,8 +2,9 @@
 
     python examples/lr_search.py --method dnp --arch fc3 --optimizer sgd --loss mse --start 1e-6
 
-Every rate is tried from the same initial weights, with the same order of samples and the same noise, for a few epochs; the training
-loss of the last of them (running mean) decides, so no test sample has a say. A table is printed and a picture drawn.
+Every rate is tried from the same initial weights, with the same order of samples and the same noise, for a few epochs, and so for each of
+--seeds: a rate is stable if all of them are. The mean training loss of the last epoch (running mean) decides, so no test sample has a
+say. A table is printed and a picture drawn.
 """
 
 import argparse
@@ -26,19 +27,22 @@ ROW = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seco
 MOST = 60  # doublings: from 1e-7 to 1e11
 
 
-def search(config, data, start, *, factor=2.0, patience=3, most=MOST, rows=(), stop=None):
+def search(config, data, start, *, seeds=(0,), factor=2.0, patience=3, most=MOST, rows=(), stop=None):
     """Try start, start*factor, ...: an iterator of one dict a rate (ROW's names), after those in `rows`, which are done already.
 
     It ends at the first rate that diverges, when `patience` rates in a row were no better than the best, or after `most` rates. What
-    a rate does not have is nan: accuracies without labels, everything if it diverged.
+    a rate does not have is nan: accuracies without labels, everything if it diverged. Losses and accuracies are means over the seeds,
+    and a rate has diverged if one of them has.
     """
     rows = list(rows)
     while not ended(rows, patience, most):
         lr = start * factor ** len(rows)
-        row = dict.fromkeys(ROW, math.nan) | {"lr": lr, "seconds": 0.0}
+        row = dict.fromkeys(ROW, 0.0) | {"lr": lr}
         try:
-            for epoch in train(replace(config, lr=lr), data, stop=stop):
-                row |= {name: epoch.get(name, math.nan) for name in ROW[1:-1]} | {"seconds": row["seconds"] + epoch["seconds"]}
+            for seed in seeds:
+                for epoch in train(replace(config, lr=lr, seed=seed), data, stop=stop):
+                    row["seconds"] += epoch["seconds"]
+                row |= {name: row[name] + epoch.get(name, math.nan) / len(seeds) for name in ROW[1:-1]}  # of the last epoch
         except Diverged:
             row |= dict.fromkeys(ROW[1:-1], math.nan)
         rows.append(row)
@@ -63,8 +67,9 @@ def best(rows):
 
 def parse(arguments):
     parser = Parser(description="Double the learning rate until training is unstable or no longer better.", allow_abbrev=False)
-    add_flags(parser, [name for name in FLAGS if name not in ("lr", "eval_train")])
+    add_flags(parser, [name for name in FLAGS if name not in ("lr", "seed", "eval_train")])
     parser.set_defaults(epochs=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds that every rate is tried with (default: 0)")
     parser.add_argument("--start", type=float, default=1e-6, help="the first rate (default: 1e-6)")
     parser.add_argument("--factor", type=float, default=2.0, help="what a rate is multiplied by for the next (default: 2)")
     parser.add_argument("--patience", type=int, default=3, help="end after so many rates in a row that are no better (default: 3)")
@@ -77,6 +82,8 @@ def parse(arguments):
     for name, least in (("start", 0), ("factor", 1)):
         if not least < getattr(args, name) < math.inf:
             parser.error(f"--{name} must be above {least} and finite, got {getattr(args, name)}")
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        parser.error(f"--seeds must be different ones, at least 0, got {' '.join(map(str, args.seeds))}")
     for name in ("patience", "most"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -91,7 +98,7 @@ def main(arguments=None):
 
 def run(args, stop):
     say = (lambda *words: None) if args.quiet else lambda *words: print(*words, flush=True)
-    config = Config(**given_flags(args), lr=args.start)
+    config = Config(**given_flags(args), lr=args.start, seed=args.seeds[0])
     plots = plotter(args.plot)
     backend = get_backend(config.backend)
     data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
@@ -100,17 +107,20 @@ def run(args, stop):
     out = args.out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-search-{config.method}-{config.arch}-{data.name}")
     out.mkdir(parents=True, exist_ok=True)
     path = out / "search.h5"
-    about = {**asdict(config), "start": args.start, "factor": args.factor, "patience": args.patience, "most": args.most}
+    about = {**asdict(config), "seeds": args.seeds, "start": args.start, "factor": args.factor, "patience": args.patience,
+             "most": args.most}
     about.pop("lr")
     env = {**environment(backend), "data": data.fingerprint(), "samples": data.completeness}
     rows = begun(path, about, env["data"])
-    say(f"search: {config.method} on {config.arch}, {config.optimizer}, {config.epochs} epochs a rate, seed {config.seed}")
+    say(f"search: {config.method} on {config.arch}, {config.optimizer}, {config.epochs} epochs a rate, "
+        f"seed {' '.join(map(str, args.seeds))}")
     for row in rows:
         say(line(row))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoiseFloorWarning)
         try:
-            for row in search(config, data, args.start, factor=args.factor, patience=args.patience, most=args.most, rows=rows, stop=stop):
+            for row in search(config, data, args.start, seeds=args.seeds, factor=args.factor, patience=args.patience, most=args.most,
+                              rows=rows, stop=stop):
                 rows.append(row)
                 write_log(path, about, env, rows, "running")
                 say(line(row))

@@ -207,7 +207,8 @@ def search_jobs(name, data, args):
             config, folder = search_config(cell, name, data, args)
             words = [word for word in flags(config) if word != "--lr"]
             words.remove(str(config.lr))
-            words += ["--start", str(cell.search), "--out", str(folder), "--no-plot"]
+            seeds = map(str, range(RECIPES[name].search_seeds))
+            words += ["--seeds", *seeds, "--start", str(cell.search), "--out", str(folder), "--no-plot"]
             yield Job("lr_search.py", (*words, *place(config.dataset, args)), folder, "search.h5", config.epochs)
 
 

@@ -59,6 +59,24 @@ def test_divergence_ends_it(data):
     assert math.isnan(rows[-1]["train_loss"]) and math.isnan(rows[-1]["test_accuracy"]) and len(rows) <= 2
 
 
+def test_several_seeds(data, monkeypatch):
+    """Means over the seeds; one that diverges is enough for the rate to have."""
+    both, zero, one = ([*lr_search.search(CONFIG, data, 1e-3, seeds=seeds, most=2)] for seeds in ((0, 1), (0,), (1,)))
+    for row, a, b in zip(both, zero, one):
+        for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
+            assert row[name] == pytest.approx((a[name] + b[name]) / 2) and a["train_loss"] != b["train_loss"]
+    train = lr_search.train
+
+    def wild(config, data, stop=None):
+        if config.seed == 1:
+            raise lr_search.Diverged("at once")
+        return train(config, data, stop=stop)
+
+    monkeypatch.setattr(lr_search, "train", wild)
+    row, = lr_search.search(CONFIG, data, 1e-3, seeds=(0, 1))
+    assert math.isnan(row["train_loss"]) and math.isnan(row["test_accuracy"]) and row["seconds"] > 0
+
+
 def test_command(tmp_path, capsys):
     out = tmp_path / "s"
     assert lr_search.main([*TINY, "--start", "1e-3", "--most", "3", "--out", str(out), "--no-plot"]) == 0
@@ -80,6 +98,8 @@ def test_command(tmp_path, capsys):
     (["--patience", "0"], "--patience must be at least 1, got 0"),
     (["--most", "0"], "--most must be at least 1, got 0"),
     (["--lr", "1"], "unrecognized arguments: --lr 1"),
+    (["--seed", "1"], "unrecognized arguments: --seed 1"),
+    (["--seeds", "1", "1"], "--seeds must be different ones, at least 0, got 1 1"),
 ])
 def test_mistakes(words, message, capsys):
     with pytest.raises(SystemExit) as error:
@@ -90,6 +110,6 @@ def test_mistakes(words, message, capsys):
 def test_another_search_is_not_overwritten(tmp_path, capsys):
     assert lr_search.main([*TINY, "--most", "1", "--out", str(tmp_path), "--no-plot"]) == 0
     before = (tmp_path / "search.h5").read_bytes()
-    assert lr_search.main([*TINY, "--most", "2", "--seed", "1", "--out", str(tmp_path), "--no-plot"]) == 2
-    assert "holds another search: seed was 0, now 1; choose another --out" in capsys.readouterr().err
+    assert lr_search.main([*TINY, "--most", "2", "--seeds", "1", "--out", str(tmp_path), "--no-plot"]) == 2
+    assert "holds another search: seed was 0, now 1; seeds was [0], now [1]; choose another --out" in capsys.readouterr().err
     assert (tmp_path / "search.h5").read_bytes() == before
