@@ -270,8 +270,9 @@ def curves(cells, logs):
     panels = {}
     most = max((dict(cell.options).get("samples", 1) for cell in cells), default=1)
     for cell in cells:
-        found = [log for log in runs_of(cell, logs).values() if log["rows"]]
-        runs = [log for log in found if log["status"] == "finished"] or found  # a seed cut short would cut its line short
+        found = runs_of(cell, logs).values()
+        begun = [log for log in found if log["rows"]]
+        runs = [log for log in begun if log["status"] == "finished"] or begun  # a seed cut short would cut its line short
         if not runs:
             continue
         options = dict(cell.options)
