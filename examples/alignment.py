@@ -44,6 +44,7 @@ MEASURED = {
     "batch_size": (int, None, None, "images in the mini-batch, measured and trained on"),
     "noise": (str, FLAGS["noise"][0], None, FLAGS["noise"][1]),
     "loss": (str, FLAGS["loss"][0], None, FLAGS["loss"][1]),
+    "anp_norm": (str, FLAGS["anp_norm"][0], None, FLAGS["anp_norm"][1]),
     "seed": (int, None, None, FLAGS["seed"][1]),
     "limit_train": (int, None, None, FLAGS["limit_train"][1]),
     "limit_test": (int, None, None, FLAGS["limit_test"][1] + ", after an epoch of training"),
@@ -147,6 +148,8 @@ def checked(config):
     for name in TRAINING_ONLY:
         if config["epochs"] == [0] and config[name] != DEFAULTS[name]:
             raise ValueError(f"{name}={config[name]} has no effect: epochs are 0, nothing is trained; leave it out")
+    if config["anp_norm"] != "network" and not {"anp", "danp"} & set(config["methods"]):
+        raise ValueError(f"anp_norm={config['anp_norm']} has no effect: neither anp nor danp is measured; leave it out")
     for method in config["methods"]:
         for sigma2 in config["sigma2"]:
             measured_config(config, method, sigma2)
@@ -158,12 +161,16 @@ COMMON = ("arch", "dataset", "backend", "dtype", "batch_size", "noise", "loss", 
 
 
 def measured_config(config, method, sigma2):
-    return Config(method=method, sigma2=sigma2, samples=config["samples"][-1], **{name: config[name] for name in COMMON})
+    return Config(method=method, sigma2=sigma2, samples=config["samples"][-1], **common(config, method))
 
 
 def trained_config(config, method, epochs):
-    return Config(method=method, epochs=epochs, sigma2=config["train_sigma2"], samples=config["train_samples"],
-                  **{name: config[name] for name in COMMON})
+    return Config(method=method, epochs=epochs, sigma2=config["train_sigma2"], samples=config["train_samples"], **common(config, method))
+
+
+def common(config, method):
+    """What measuring and training share."""
+    return {name: config[name] for name in (*COMMON, *(["anp_norm"] if split_method(method)[0] == "anp" else []))}
 
 
 def same_measurement(saved, config, record, out):

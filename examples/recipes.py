@@ -102,6 +102,7 @@ WHY_FC1 = tuple(Cell(method, "fc1", options=(option,), paper=paper) for method, 
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
+V1 = ("--loss", "mse", "--anp-norm", "layer")
 SIGMA2 = ("--samples", "1", "--repeats", "10", "--sigma2", *(f"1e-{n}" for n in range(10, 0, -1)), "1")
 
 RECIPES = {
@@ -125,14 +126,14 @@ RECIPES = {
                         figure="plot_searches"),
     "v1-table3": Recipe("Peak accuracies with SGD and squared error", "v1, Table 3", V1_FC1 + V1_FC3 + V1_FC6 + V1_FC9 + V1_CONV, seeds=5),
     "v1-figure1": Recipe("Angle to BP's update, one noise sample", "v1, Figure 1",
-                         alignment=(*METHODS_3, "--samples", "1", "--repeats", "10", "--loss", "mse"), figure="plot_angles"),
+                         alignment=(*METHODS_3, "--samples", "1", "--repeats", "10", *V1), figure="plot_angles"),
     "v1-figure2": Recipe("One layer on CIFAR-10, SGD", "v1, Figure 2", V1_FC1, seeds=5),
     "v1-figure3": Recipe("Three, six and nine hidden layers on CIFAR-10, a convolutional network on CIFAR-100, SGD", "v1, Figure 3",
                          V1_FC3 + V1_FC6 + V1_FC9 + V1_CONV, seeds=5),
     "v1-figure4": Recipe("Two noisy passes, SGD", "v1, Figure 4",
                          tuple(c for c in V1_FC3 if c.method in ("dnp", "danp")) + V1_NOISY_BASELINE, seeds=5),
     "v1-figure6": Recipe("Angle to BP's update against the noise's variance, squared error", "v1, Figure 6",
-                         alignment=(*METHODS_3, *SIGMA2, "--loss", "mse"), figure="plot_sigma2"),
+                         alignment=(*METHODS_3, *SIGMA2, *V1), figure="plot_sigma2"),
     "v1-figure7": Recipe("SARCOS: inverse dynamics of a robot arm", "v1, Figure 7 (v2, Figure 8's runs)", SARCOS, epochs=500,
                          search_epochs=500, search_seeds=3),
 }

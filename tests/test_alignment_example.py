@@ -144,13 +144,15 @@ def test_a_decorrelated_method_has_its_plain_forms_angles_at_epoch_0_only(run):
 OTHER = {
     "methods": ["danp", "dnp", "dinp"], "samples": ["2"], "sigma2": ["0.01"], "epochs": ["2"], "repeats": ["3"], "split": [],
     "arch": ["conv"], "dataset": None, "backend": None, "dtype": ["float64"], "batch_size": ["15"], "noise": ["rademacher"],
-    "loss": ["mse"], "seed": ["4"], "limit_train": ["10"], "limit_test": ["10"], "train_samples": ["2"], "train_sigma2": ["0.01"],
+    "loss": ["mse"], "anp_norm": ["layer"], "seed": ["4"], "limit_train": ["10"], "limit_test": ["10"], "train_samples": ["2"],
+    "train_sigma2": ["0.01"],
 }
 
 
 @pytest.mark.parametrize("name", [name for name, value in OTHER.items() if value is not None])
 def test_every_flag_reaches_the_measurement_and_changes_it(run, name):
     base = ["--methods", "np", "--samples", 1, "--repeats", 2, *(TRAINED if name in example.TRAINING_ONLY else [])]
+    base += ["--methods", "anp", "--arch", "fc3"] if name == "anp_norm" else []  # it needs ANP and a hidden layer
     assert run(*base, "--out", "a")[0] == 0
     code, _, err = run(*base, "--" + name.replace("_", "-"), *OTHER[name], "--out", "b")
     assert code == 0, err
@@ -195,6 +197,7 @@ def test_quiet_and_the_default_folder(run):
     (["--sigma2", "0"], "sigma2 must be positive and finite"),
     (["--sigma2", "1e-6", "1e-60"], "sigma2=1e-60 is out of float32's range"),
     (["--train-samples", "3"], "train_samples=3 has no effect: epochs are 0, nothing is trained; leave it out"),
+    (["--anp-norm", "layer", "--methods", "np"], "anp_norm=layer has no effect: neither anp nor danp is measured; leave it out"),
     (["--train-sigma2", "1e-3"], "train_sigma2=0.001 has no effect"),
     (["--limit-test", "20"], "limit_test=20 has no effect"),
     (["--data-dir", "."], "--data-dir has no effect on a synthetic data set"),
