@@ -23,7 +23,21 @@ from pathlib import Path
 from cifar10 import Parser, any_letters, exit_code, flags
 from lr_search import best
 from recipes import NOT_RUN, RECIPES
-from results import STAND_INS, alignment_name, alignment_of, cell_config, curves, gather, record, run_name, runs_of, searches, table, value
+from results import (
+    STAND_INS,
+    alignment_name,
+    alignment_of,
+    cell_config,
+    curves,
+    gather,
+    kind_of,
+    record,
+    run_name,
+    runs_of,
+    searches,
+    table,
+    value,
+)
 
 from npref import METHODS, datasets, get_backend
 from npref.backend import BACKENDS, cores
@@ -88,6 +102,7 @@ def parse(arguments):
     run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing (default: no)")
     show = commands.add_parser("table", parents=[shared], help="print the paper's numbers beside ours")
     show.add_argument("names", nargs="*", **{**names, "choices": None})
+    show.add_argument("--until", type=int, metavar="EPOCH", help="count epochs up to this one only (default: all)")
     show.add_argument("--into", type=Path, metavar="FILE", help=f"put it into FILE between {BEGIN} and {END} (default: print it)")
     plot = commands.add_parser("plot", parents=[shared], help="draw figures from the runs")
     plot.add_argument("names", nargs="*", **{**names, "choices": None})
@@ -97,7 +112,7 @@ def parse(arguments):
     for name in getattr(args, "names", ()):
         if name not in RECIPES and name not in NOT_RUN:
             parser.error(f"unknown name {name!r}: expected one of {', '.join([*RECIPES, *NOT_RUN])}")
-    for name in ("epochs", "limit_train", "jobs"):
+    for name in ("epochs", "limit_train", "jobs", "until"):
         if getattr(args, name, None) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if min(getattr(args, "seeds", None) or [0]) < 0:
@@ -385,7 +400,10 @@ def duration(seconds):
 
 def show_table(args, stop):
     names = [name for name in args.names or RECIPES if name in RECIPES]
-    text = table(names, gather(args.results, args.runs))
+    logs = gather(args.results, args.runs)
+    if args.until is not None:
+        logs = {run: {**log, "rows": log["rows"][: args.until]} if kind_of(log) == "train" else log for run, log in logs.items()}
+    text = table(names, logs)
     if args.into is None:
         print(text)
         return 0

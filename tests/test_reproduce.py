@@ -81,6 +81,7 @@ def test_run_go_on_table_plot_record(run, tmp_path):
     code, out, _ = run("table", "v2-figure3")
     assert code == 0 and "| on synthetic; 40 + 2000 |" in out
     assert out.count("not run | not run") == 10 and "| fc1 | DNP | 42.8 / 40.2 |" in out and "| 2 | 2 | " in out and "| 2 | 3 | " in out
+    assert "| 2 | 1 | " in (first := run("table", "v2-figure3", "--until", "1")[1]) and "| 2 | 3 | " not in first
     code, out, _ = run("plot", "v2-figure3")
     assert code == 0 and (tmp_path / "runs/reproduce/v2-figure3.png").stat().st_size > 10_000
     assert (tmp_path / "runs/reproduce/v2-figure3.svg").read_text().startswith("<?xml")
@@ -209,7 +210,7 @@ def test_divergence_is_recorded_and_the_rest_goes_on(run, monkeypatch):
     assert "1 of 1" not in out
     code, out, _ = run("run", "mine", *SMALL)
     assert code == 0 and "2 of 2 runs are done already" in out
-    assert "| fc1 | BP | 1 / 2 | diverged | diverged | | 1 | 0 | |" in run("table", "mine")[1]
+    assert "| fc1 | BP, sgd, lr 1e+38 | 1 / 2 | diverged | diverged | | 1 | 0 | |" in run("table", "mine")[1]
 
 
 def test_a_failure_is_told_and_the_rest_goes_on(run, monkeypatch, tmp_path):
@@ -256,6 +257,7 @@ def test_a_stop_loses_less_than_an_epoch(tmp_path):
     (["table", "v3-table9"], "unknown name 'v3-table9': expected one of v2-table3, "),
     (["run", "v2-table3", "--jobs", "0"], "--jobs must be at least 1, got 0"),
     (["run", "v2-table3", "--epochs", "0"], "--epochs must be at least 1, got 0"),
+    (["table", "v2-table3", "--until", "0"], "--until must be at least 1, got 0"),
     (["run", "v2-table3", "--seeds", "-1"], "--seeds must be at least 0, got -1"),
     (["run", "v2-figure8", "--synthetic", "--dedup"], "--synthetic, --dedup and --split-test exclude one another: give one"),
     (["run", "v2-figure8", "--dedup"], "no sarcos-dedup found: get it with python -m npref.datasets fetch sarcos, or use --synthetic"),

@@ -1,6 +1,7 @@
 """Logs as text, which runs belong to which cell, and the table."""
 
 import math
+import re
 import sys
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_the_papers_numbers():
 def test_the_first_version_measures_angles_with_its_own_loss():
     for name, recipe in RECIPES.items():
         if recipe.alignment:
-            assert (recipe.alignment[-2:] == ("--loss", "mse")) == name.startswith("v1"), name
+            assert (recipe.alignment[-4:] == ("--loss", "mse", "--anp-norm", "layer")) == name.startswith("v1"), name
 
 
 def test_which_runs_are_a_cells():
@@ -215,3 +216,15 @@ def test_record(tmp_path):
     assert (row["peak_train"], row["peak_test"], row["peak_epoch"], row["final_train"], row["final_test"]) == ("25", "30", "2", "25", "20")
     assert (row["minutes"], row["lr"], row["decor_lr"], row["seed"], row["revision"]) == ("1.5", "0.001", "", "0", "abc")
     assert results.gather(tmp_path, None) == {"cifar10-fc1-np-s0": log}
+
+
+def test_what_is_recorded_agrees_with_itself(tmp_path):
+    """runs.tsv and README's table are what the recorded logs make them."""
+    recorded = ROOT / "data" / "results"
+    logs = results.gather(recorded, None)
+    assert results.record(tmp_path, logs) == len(logs) > 0
+    assert (tmp_path / "runs.tsv").read_text() == (recorded / "runs.tsv").read_text()
+    readme = (ROOT / "README.md").read_text()
+    names = re.search(r"reproduce\.py table --into README\.md ([\w\- ]+)", readme).group(1).split()
+    shown = readme.partition("<!-- results: begin -->")[2].partition("<!-- results: end -->")[0]
+    assert shown.strip() == results.table(names, logs).strip()
