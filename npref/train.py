@@ -55,9 +55,7 @@ def initial_state(config, network, xp=np):
 
 def noise_groups(config, network, step, rows, xp, samples=None):
     """The noise of one step as groups that fit a memory budget: an iterator of tuples, (k, B, *shape) per layer.
-
-    samples: a range of the step's noise samples; None for the configured K, range(K).
-    """
+    samples: a range of the step's noise samples; None for the configured K, range(K)."""
     rule, _ = rules.split_method(config.method)
     samples = range(config.samples) if samples is None else samples
     size = rules.group_size(network, rule, len(rows), np.dtype(config.dtype).itemsize, len(samples))
@@ -134,10 +132,7 @@ def _diverged(config, state, step, quantity):
 
 @np.errstate(over="ignore", invalid="ignore")
 def evaluate(network, params, inputs, y, loss="cce", moments=None, batch=1000):
-    """Mean loss and accuracy with fixed weights; no noise; y labels or real targets (no accuracy there: nan). One transfer to the host.
-
-    moments: what to standardise inputs by, see `batches.input_moments`.
-    """
+    """Mean loss and accuracy (nan for real targets) with fixed weights; no noise. moments: of `input_moments`. One transfer to the host."""
     xp = array_module(inputs, y)
     fused = without_decorrelation(params)
     dtype = params.W[0].dtype

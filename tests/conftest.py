@@ -43,34 +43,26 @@ def real_cupy():
         pytest.skip(f"needs a GPU: {error}")
 
 
-@pytest.fixture
-def cifar10_dir():
-    """The real CIFAR-10, if it is on this machine."""
+def real_data(place, title):
+    """Where the folder or file `place` of a real data set is; the test is skipped if it is not on this machine."""
     from npref import datasets
 
-    folder = datasets.find(datasets.CIFAR10.folder)
-    if folder is None:
-        pytest.skip("needs CIFAR-10 in $NPREF_DATA or data/")
-    return folder
+    found = datasets.find(place)
+    if found is None:
+        pytest.skip(f"needs {title} in $NPREF_DATA or data/")
+    return found
+
+
+@pytest.fixture
+def cifar10_dir():
+    return real_data("cifar-10-batches-bin", "CIFAR-10")
 
 
 @pytest.fixture
 def tiny_imagenet_dir():
-    """Real images of Tiny ImageNet, if they are on this machine."""
-    from npref import datasets
-
-    folder = datasets.find(datasets.TINY_IMAGENET.folder)
-    if folder is None:
-        pytest.skip("needs Tiny ImageNet in $NPREF_DATA or data/")
-    return folder
+    return real_data("tiny-imagenet-200", "Tiny ImageNet")
 
 
 @pytest.fixture
 def sarcos_test_file():
-    """The real test file of SARCOS, if it is on this machine."""
-    from npref import datasets
-
-    path = datasets.find(datasets.SARCOS_TEST.file)
-    if path is None:
-        pytest.skip("needs sarcos_inv_test.mat in $NPREF_DATA or data/")
-    return path
+    return real_data("sarcos_inv_test.mat", "sarcos_inv_test.mat")
