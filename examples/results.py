@@ -330,6 +330,7 @@ def record(results, logs):
     (results / "logs").mkdir(parents=True, exist_ok=True)
     for name, log in logs.items():
         write_text(results / "logs" / f"{name}.tsv", log)
+    logs = {name: read_text(results / "logs" / f"{name}.tsv") for name in sorted(logs)}  # as whoever reads them will see them
     rows = [summary(name, log) for name, log in logs.items() if kind_of(log) == "train"]
     lines = ["\t".join(SUMMARY), *("\t".join(str(row.get(name, "")) for name in SUMMARY) for row in rows)]
     replace_file(results / "runs.tsv", ("\n".join(lines) + "\n").encode())
