@@ -6,7 +6,6 @@ recipes that are the same configuration are one run. v1 and v2 are the paper's t
 
 from dataclasses import dataclass
 
-PERTURBING = ("np", "anp", "inp")
 DECORRELATED = ("dnp", "danp", "dinp")
 
 
@@ -43,7 +42,6 @@ class Recipe:
     search_seeds: int = 1
     seeds: int = 3
     figure: str = "plot_curves"
-    note: str = ""
 
 
 def cells(arch, figures, dataset="cifar10", **more):

@@ -220,8 +220,9 @@ def search_jobs(name, data, args):
     for cell in cells_of(name, args):
         if cell.search is not None:
             config, folder = search_config(cell, name, data, args)
-            words = [word for word in flags(config) if word != "--lr"]
-            words.remove(str(config.lr))
+            words = flags(config)
+            at = words.index("--lr")
+            del words[at : at + 2]  # --start says it
             seeds = map(str, range(RECIPES[name].search_seeds))
             words += ["--seeds", *seeds, "--start", str(cell.search), "--out", str(folder), "--no-plot"]
             yield Job("lr_search.py", (*words, *place(config.dataset, args)), folder, "search.h5", config.epochs)

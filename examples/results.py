@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from cifar10 import flags
+from lr_search import best as best_rate
 from recipes import RECIPES
 
 from npref.config import Config, default_lr
@@ -172,12 +173,10 @@ def runs_of(cell, logs):
     top = max(map(rank, found))
     found = [log for log in found if rank(log) == top]
     if cell.search is not None:
-        from lr_search import best
-
         same = [log for log in searches_of(cell, logs)
                 if all(log["config"][name] == found[0]["config"][name] for name in ("dataset", "limit_train", "limit_test"))]
         if same:
-            rate = best(max(same, key=lambda log: log["config"]["epochs"])["rows"])
+            rate = best_rate(max(same, key=lambda log: log["config"]["epochs"])["rows"])
             found = [log for log in found if log["config"]["lr"] == rate] or found
     return {log["config"]["seed"]: log for log in sorted(found, key=lambda log: len(log["rows"]))}
 
