@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from cifar10 import FLAGS, Bar, Parser, any_letters, changes, exit_code, plotter, unused
+from cifar10 import FLAGS, Bar, Parser, add_place_flags, any_letters, changes, exit_code, plotter, unused
 
 from npref import METHODS, Params, bp_update, datasets, get_backend, init_params, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
@@ -68,12 +68,8 @@ def parse(arguments):
             options |= dict(type=kind, help=f"{text} (default: {shown})", **(dict(nargs="+") if isinstance(default, list) else {}))
             options |= dict(choices=choices) if choices else dict(metavar=kind.__name__.upper())
         parser.add_argument("--" + name.replace("_", "-"), **options)
-    parser.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
-    parser.add_argument("--out", type=Path, help="folder for alignment.h5 and pictures (default: runs/TIME-alignment-ARCH-DATASET)")
-    parser.add_argument("--resume", type=Path, nargs="?", const=True, metavar="DIR",
-                        help="go on with the measurement in DIR, or in --out; its configuration is kept (default: no)")
-    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, help="draw pictures (default: if matplotlib is there)")
-    parser.add_argument("--quiet", action="store_true", help="print the result only (default: no)")
+    add_place_flags(parser, "alignment.h5 and pictures (default: runs/TIME-alignment-ARCH-DATASET)", "pictures",
+                    "the measurement in DIR, or in --out; its configuration is kept")
     args = parser.parse_args(arguments)
     return args, {name: getattr(args, name) for name in MEASURED if hasattr(args, name)}
 

@@ -78,6 +78,16 @@ def add_flags(parser, names):
         parser.add_argument("--" + f.name.replace("_", "-"), **options)
 
 
+def add_place_flags(parser, out, plot, resume=None):
+    """Where data and results are, and what is shown: --data-dir, --out, --resume, --plot, --quiet, with these words in their help."""
+    parser.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
+    parser.add_argument("--out", type=Path, help=f"folder for {out}")
+    if resume:
+        parser.add_argument("--resume", type=Path, nargs="?", const=True, metavar="DIR", help=f"go on with {resume} (default: no)")
+    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, help=f"draw {plot} (default: if matplotlib is there)")
+    parser.add_argument("--quiet", action="store_true", help="print the result only (default: no)")
+
+
 def flags(config):
     """The flags that make this configuration: a list of words; what is at its default is left out, but for epochs.
 
@@ -96,12 +106,8 @@ def flags(config):
 def parse(arguments):
     parser = Parser(description="Train a network on CIFAR-10 with any of the eight methods.", allow_abbrev=False)
     add_flags(parser, FLAGS)
-    parser.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
-    parser.add_argument("--out", type=Path, help="folder for log, checkpoint and picture (default: runs/TIME-METHOD-ARCH-DATASET)")
-    parser.add_argument("--resume", type=Path, nargs="?", const=True, metavar="DIR",
-                        help="go on with the run in DIR, or in --out; its configuration is kept, --epochs may be raised (default: no)")
-    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, help="draw the curves (default: if matplotlib is there)")
-    parser.add_argument("--quiet", action="store_true", help="print the result only (default: no)")
+    add_place_flags(parser, "log, checkpoint and picture (default: runs/TIME-METHOD-ARCH-DATASET)", "the curves",
+                    "the run in DIR, or in --out; its configuration is kept, --epochs may be raised")
     args = parser.parse_args(arguments)
     return args, given_flags(args)
 

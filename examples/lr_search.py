@@ -7,7 +7,6 @@ Every rate is tried from the same initial weights, with the same order of sample
 say. A table is printed and a picture drawn.
 """
 
-import argparse
 import math
 import sys
 import warnings
@@ -15,12 +14,12 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
-from cifar10 import FLAGS, Parser, add_flags, any_letters, exit_code, given_flags, plotter, unused
+from cifar10 import FLAGS, Parser, add_flags, add_place_flags, any_letters, exit_code, given_flags, plotter, unused
 
 from npref import datasets, get_backend
 from npref.config import Config
 from npref.precision import NoiseFloorWarning
-from npref.runlog import environment, read_log, write_log
+from npref.runlog import environment, lock, read_log, unlock, write_log
 from npref.train import Diverged, Interrupted, train
 
 ROW = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
@@ -74,10 +73,7 @@ def parse(arguments):
     parser.add_argument("--factor", type=float, default=2.0, help="what a rate is multiplied by for the next (default: 2)")
     parser.add_argument("--patience", type=int, default=3, help="end after so many rates in a row that are no better (default: 3)")
     parser.add_argument("--most", type=int, default=MOST, help=f"end after so many rates (default: {MOST})")
-    parser.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
-    parser.add_argument("--out", type=Path, help="folder for search.h5 and picture; a search begun there goes on (default: a new one)")
-    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, help="draw the losses (default: if matplotlib is there)")
-    parser.add_argument("--quiet", action="store_true", help="print the result only (default: no)")
+    add_place_flags(parser, "search.h5 and picture; a search begun there goes on (default: a new one)", "the losses")
     args = parser.parse_args(arguments)
     for name, least in (("start", 0), ("factor", 1)):
         if not least < getattr(args, name) < math.inf:
@@ -111,23 +107,26 @@ def run(args, stop):
              "most": args.most}
     about.pop("lr")
     env = {**environment(backend), "data": data.fingerprint(), "samples": data.completeness}
-    rows = begun(path, about, env["data"])
-    say(f"search: {config.method} on {config.arch}, {config.optimizer}, {config.epochs} epochs a rate, "
-        f"seed {' '.join(map(str, args.seeds))}")
-    for row in rows:
-        say(line(row))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NoiseFloorWarning)
-        try:
+    held = lock(out)
+    try:
+        rows = begun(path, about, env["data"])
+        say(f"search: {config.method} on {config.arch}, {config.optimizer}, {config.epochs} epochs a rate, "
+            f"seed {' '.join(map(str, args.seeds))}")
+        for row in rows:
+            say(line(row))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoiseFloorWarning)
             for row in search(config, data, args.start, seeds=args.seeds, factor=args.factor, patience=args.patience, most=args.most,
                               rows=rows, stop=stop):
                 rows.append(row)
                 write_log(path, about, env, rows, "running")
                 say(line(row))
-        except Interrupted as error:
-            raise Interrupted(f"{error} with lr {args.start * args.factor ** len(rows):g}; the {len(rows)} rates before it are in {out}: "
-                              "go on with the same command and --out") from None
-    write_log(path, about, env, rows, "finished")
+        write_log(path, about, env, rows, "finished")
+    except Interrupted as error:
+        raise Interrupted(f"{error} with lr {args.start * args.factor ** len(rows):g}; the {len(rows)} rates before it are in {out}: "
+                          "go on with the same command and --out") from None
+    finally:
+        unlock(held)
     print(f"{config.method} {config.arch} on {data.name}: best learning rate {best(rows):g} of {len(rows)} from {rows[0]['lr']:g} to "
           f"{rows[-1]['lr']:g}\nlog: {path}")
     if plots is not None:

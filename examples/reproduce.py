@@ -42,7 +42,7 @@ from results import (
 from npref import METHODS, datasets, get_backend
 from npref.backend import BACKENDS, cores
 from npref.network import ARCHITECTURES
-from npref.runlog import read_log, replace_file
+from npref.runlog import locked, read_log, replace_file
 from npref.train import Interrupted
 
 HERE = Path(__file__).resolve().parent
@@ -283,19 +283,27 @@ def work(jobs, args, stop):
             whole.append(job)
         except ValueError as error:  # a damaged log
             failed.append(f"{job.folder.name}: {error}")
-    jobs, total, display = whole, len(waiting), Display(whole)
+    jobs, total, display, told = whole, len(waiting), Display(whole), False
     if len(jobs) > total:
         print(f"{len(jobs) - total} of {len(jobs)} runs are done already", flush=True)
     try:
         while waiting or running:
-            while waiting and len(running) < args.jobs:
-                job = waiting.pop(0)
-                if not job.done():  # another process may have run it meanwhile
+            for job in [job for job in waiting if not locked(job.folder)][: args.jobs - len(running)]:  # not another process's
+                waiting.remove(job)
+                if job.done():
+                    print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: done by another process", flush=True)
+                else:
                     running[job] = start(job, args)
+            if waiting and not running and not told:
+                print(f"waiting for {len(waiting)} runs that another process is working on", flush=True)
+                told = True
             time.sleep(0.2)
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 code = running.pop(job).returncode
                 status, rows = job.rows()
+                if code == 2 and locked(job.folder):  # another process was first
+                    waiting.append(job)
+                    continue
                 ok = job.done() and (job.log == "log.h5" or code in (0, 3))  # a run killed as it ended need only complete its log
                 if not ok:
                     failed.append(f"{job.folder.name}: exit code {code}: {last_line(job)}")

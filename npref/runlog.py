@@ -121,9 +121,24 @@ def lock(folder):
         file.close()
         raise OSError(f"another process is writing the run in {folder}: wait for it, or stop it") from error
     for path in Path(folder).iterdir():  # what a killed run left half written; nobody else is writing here now
-        if re.fullmatch(r"\.(log|checkpoint|alignment)\.h5\.\d+\.tmp", path.name):
+        if re.fullmatch(r"\.(log|checkpoint|alignment|search)\.h5\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)
     return file
+
+
+def locked(folder):
+    """Whether some process, this one or another, has taken the folder."""
+    path = Path(folder) / ".lock"
+    try:
+        import fcntl
+
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, ModuleNotFoundError):
+        return False
+    except OSError:
+        return True
+    return False  # what a killed process left behind
 
 
 def unlock(file):

@@ -12,7 +12,7 @@ import lr_search
 
 from npref import datasets
 from npref.config import Config
-from npref.runlog import read_log
+from npref.runlog import lock, locked, read_log, unlock
 
 TINY = "--dataset synthetic --arch fc1 --method bp --epochs 1 --batch-size 20 --limit-train 60 --limit-test 20 --optimizer sgd".split()
 CONFIG = Config(method="bp", arch="fc1", dataset="synthetic", epochs=1, batch_size=20, optimizer="sgd", lr=1.0)
@@ -113,3 +113,11 @@ def test_another_search_is_not_overwritten(tmp_path, capsys):
     assert lr_search.main([*TINY, "--most", "2", "--seeds", "1", "--out", str(tmp_path), "--no-plot"]) == 2
     assert "holds another search: seed was 0, now 1; seeds was [0], now [1]; choose another --out" in capsys.readouterr().err
     assert (tmp_path / "search.h5").read_bytes() == before
+
+
+def test_a_folder_is_for_one_process(tmp_path, capsys):
+    held = lock(tmp_path)
+    assert lr_search.main([*TINY, "--most", "1", "--out", str(tmp_path), "--no-plot"]) == 2
+    assert "another process is writing the run in" in capsys.readouterr().err and not (tmp_path / "search.h5").exists()
+    unlock(held)
+    assert lr_search.main([*TINY, "--most", "1", "--out", str(tmp_path), "--no-plot"]) == 0 and not locked(tmp_path)

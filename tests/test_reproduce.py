@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 
@@ -21,7 +22,7 @@ import results
 from recipes import NOT_RUN, RECIPES, Cell, Recipe
 
 from npref.config import Config
-from npref.runlog import read_log, write_log
+from npref.runlog import lock, locked, read_log, unlock, write_log
 
 SMALL = ["--synthetic", "--limit-train", "40"]
 
@@ -250,6 +251,47 @@ def test_a_stop_loses_less_than_an_epoch(tmp_path):
     assert after[:-1] == before["rows"] and len(after) == epochs
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in after] == [
         {k: v for k, v in row.items() if k != "seconds"} for row in whole]
+
+
+def test_what_another_process_is_working_on_is_waited_for(run, tmp_path):
+    """One run's folder is taken from the start, another's only as its process begins, as if somebody had been a moment faster."""
+    recipe_words = "run v2-figure3 --archs fc1 --methods bp np --seeds 0 --epochs 1 --runs".split()
+    folders = [tmp_path / f"shared/synthetic-fc1-{method}-limit-train-40-s0" for method in ("bp", "np")]
+    folders[0].mkdir(parents=True)
+    held = lock(folders[0])
+    assert locked(folders[0]) and not locked(folders[1])
+    words = [*recipe_words, tmp_path / "shared", *SMALL, "--results", tmp_path / "results"]
+    process = subprocess.Popen([sys.executable, "-u", ROOT / "examples/reproduce.py", *words], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    lines = []
+    while not (lines and lines[-1].startswith("waiting for 1 runs that another process is working on")):
+        lines.append(process.stdout.readline())
+        assert process.poll() is None, (lines, process.communicate())
+    assert any("synthetic-fc1-np-limit-train-40-s0: " in line for line in lines)
+    assert not (folders[0] / "log.h5").exists()
+    unlock(held)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and err == "" and "synthetic-fc1-bp-limit-train-40-s0: " in out
+    assert all(read_log(folder / "log.h5")["status"] == "finished" for folder in folders)
+
+
+def test_a_process_that_came_second_is_started_again(run, tmp_path, monkeypatch):
+    recipe(monkeypatch, Cell("bp", "fc1"), epochs=1)
+    folder, start, held = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0", reproduce.start, []
+
+    def late(job, args):
+        if held:
+            return start(job, args)
+        job.folder.mkdir(parents=True)
+        held.append(lock(job.folder))
+        process = start(job, args)
+        assert process.wait() == 2 and "another process is writing the run" in (folder / "output.txt").read_text()
+        threading.Timer(0.5, unlock, held).start()
+        return process
+
+    monkeypatch.setattr(reproduce, "start", late)
+    code, out, err = run("run", "mine", *SMALL)
+    assert code == 0 and err == "" and "of 1 epochs" in out and len(held) == 1 and read_log(folder / "log.h5")["status"] == "finished"
 
 
 @pytest.mark.parametrize("words, message", [

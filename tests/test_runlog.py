@@ -109,9 +109,13 @@ def test_lock(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".lock", ".mydata.h5.backup.tmp", "log.h5"]  # leftovers of a kill are gone
     with pytest.raises(OSError, match="another process is writing the run"):
         runlog.lock(tmp_path)
+    assert runlog.locked(tmp_path)
     runlog.unlock(held)
+    assert not runlog.locked(tmp_path)
     runlog.unlock(runlog.lock(tmp_path))
     assert ".lock" not in os.listdir(tmp_path)
+    (tmp_path / ".lock").touch()  # of a killed process
+    assert not runlog.locked(tmp_path)
 
 
 def test_a_numpy_that_does_not_tell_its_blas(monkeypatch):
