@@ -18,6 +18,8 @@ from npref.runlog import read_log
 COLOURS = {"bp": "black", "np": "C3", "inp": "C2", "anp": "C0"}
 MARKERS = {"bp": "D", "np": "s", "inp": "^", "anp": "o"}  # full for decorrelated forms, hollow for plain ones: also readable in grey
 
+VARIANTS = "x+*v<>1234hp"
+
 
 def plot_run(log, path):
     """Accuracy, loss and, where there is decorrelation, correlation against epochs, as a PNG at `path`; returns the path."""
@@ -77,15 +79,20 @@ def plot_curves(panels, path):
     figure = Figure(figsize=(9, 3.2 * len(panels)), layout="constrained")
     for row, (title, quantity, lines) in zip(figure.subplots(len(panels), 2, squeeze=False, sharey="row"), panels):
         for axes, part, which in zip(row, ("train", "test"), (0, 1)):
+            drawn = []
             for label, method, emphasis, runs in lines:
                 shortest = min(len(run[which]) for run in runs)
                 values = np.array([run[which][:shortest] for run in runs])  # (seeds, epochs)
                 epochs = np.arange(1, shortest + 1)
                 style = line_style(method)
                 if emphasis == "noisy":
-                    style |= dict(ls=":")
+                    style |= dict(ls=":", marker="x")
                 else:
                     style |= dict(color=blend(style["color"], emphasis))
+                again = drawn.count((method, emphasis))  # a variant of what has been drawn
+                drawn.append((method, emphasis))
+                if again:
+                    style |= dict(marker=VARIANTS[again % len(VARIANTS) - 1], color=blend(style["color"], max(0.3, 1 - again / 10)))
                 axes.plot(epochs, values.mean(axis=0), label=label, lw=1.3, markevery=max(1, shortest // 8), **style)
                 axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.2, lw=0)
             seeds = sorted({len(runs) for *_, runs in lines})
@@ -93,6 +100,7 @@ def plot_curves(panels, path):
                      ylabel=("accuracy (%)" if quantity == "accuracy" else "loss") + f", {' to '.join(map(str, seeds))} seed(s)")
             if quantity == "loss":
                 axes.set_yscale("log")
+            axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
         row[1].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

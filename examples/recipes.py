@@ -97,6 +97,12 @@ V1_NOISY_BASELINE = tuple(Cell(c.method, c.arch, c.dataset, (*c.options, ("noisy
 WHY_FC1 = tuple(Cell(method, "fc1", options=(option,), paper=paper) for method, paper in (("bp", (41.3, 39.3)), ("np", (38.5, 38.2)))
                 for option in (("bias", True), ("optimizer", "adam-eps-hat"), ("init", "glorot"), ("init", "uniform"),
                                ("inputs", "standard"), ("lr", 5e-4), ("lr", 2e-3)))
+WHY_FC3 = tuple(Cell("bp", "fc3", options=(option,), paper=(59.6, 51.5))
+                for option in (("lr", 5e-5), ("bias", True), ("optimizer", "adam-eps-hat"), ("init", "glorot"), ("init", "uniform"),
+                               ("slope", 0.01)))
+WHY_CONV = (*(Cell(c.method, "conv", options=(("padding", 1),), paper=c.paper) for c in CONV if c.method in ("bp", "np", "anp", "danp")),
+            *(Cell("np", "conv", options=(option,), paper=(45.2, 44.5))
+              for option in (("inputs", "standard"), ("bias", True), ("lr", 5e-4), ("lr", 1e-3))))
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
@@ -137,6 +143,10 @@ RECIPES = {
 }
 RECIPES["why-fc1"] = Recipe("Table 3's fc1 with other readings of the text: biases, Adam's epsilon, initial weights, pixels, rate",
                             "not in the paper", tuple(c for c in FC1 if c.method in ("bp", "np")) + WHY_FC1, seeds=1)
+RECIPES["why-fc3"] = Recipe("Table 3's fc3 with other readings of the text: rate, biases, Adam's epsilon, initial weights, slope",
+                            "not in the paper", tuple(c for c in FC3 if c.method == "bp") + WHY_FC3, seeds=1)
+RECIPES["why-conv"] = Recipe("Table 3's convolutional network with other readings of the text: padding, pixels, biases, rate",
+                             "not in the paper", tuple(c for c in CONV if c.method in ("bp", "np", "anp", "danp")) + WHY_CONV, seeds=1)
 
 NOT_RUN = {
     "v2-figure1": "an illustration: see npref/equations.py", "v1-figure5": "an illustration: see npref/equations.py",

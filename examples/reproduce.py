@@ -411,7 +411,9 @@ def show_table(args, stop):
     names = [name for name in args.names or RECIPES if name in RECIPES]
     logs = gather(args.results, args.runs)
     if args.until is not None:
-        logs = {run: {**log, "rows": log["rows"][: args.until]} if kind_of(log) == "train" else log for run, log in logs.items()}
+        for log in logs.values():
+            if kind_of(log) == "train" and len(log["rows"]) >= args.until:
+                log |= {"rows": log["rows"][: args.until], "status": "finished"}  # what came later does not count
     text = table(names, logs)
     if args.into is None:
         print(text)

@@ -59,7 +59,7 @@ def test_list_names_every_table_and_figure(run):
     named = {line.split()[0] for line in out.splitlines()}
     expected = {f"v2-figure{i}" for i in range(1, 10)} | {f"v2-table{i}" for i in range(1, 5)}
     expected |= {f"v1-figure{i}" for i in range(1, 8)} | {f"v1-table{i}" for i in range(1, 4)}
-    assert named == {*RECIPES, *NOT_RUN} == expected | {"why-fc1"}
+    assert named == {*RECIPES, *NOT_RUN} == expected | {"why-fc1", "why-fc3", "why-conv"}
     assert "0 of 26 cells run" in out
 
 
@@ -211,7 +211,21 @@ def test_divergence_is_recorded_and_the_rest_goes_on(run, monkeypatch):
     assert "1 of 1" not in out
     code, out, _ = run("run", "mine", *SMALL)
     assert code == 0 and "2 of 2 runs are done already" in out
-    assert "| fc1 | BP, sgd, lr 1e+38 | 1 / 2 | diverged | diverged | | 1 | 0 | |" in run("table", "mine")[1]
+    assert "| fc1 | BP, sgd, lr 1e+38 | 1 / 2 | diverged | diverged | | | 1 | 0 | |" in run("table", "mine")[1]
+
+
+def test_a_divergence_after_the_epochs_that_count(run, monkeypatch, tmp_path):
+    cell = Cell("bp", "fc1", paper=(1.0, 2.0))
+    recipe(monkeypatch, cell)
+    config = results.cell_config(cell, "cifar10")
+    rows = [{"epoch": i, "train_loss": 1.0, "train_accuracy": i / 10, "test_loss": 1.0, "test_accuracy": i / 10} for i in (1, 2, 3)]
+    (tmp_path / "runs/reproduce/a").mkdir(parents=True)
+    write_log(tmp_path / "runs/reproduce/a/log.h5", asdict(config), {}, rows, "diverged: bp diverged in epoch 4")
+    assert "30.0 | 30.0 | +28.0 |  | 1 | 3 | 1 | diverged: seed 0 in epoch 4 |" in run("table", "mine")[1]
+    for until in (1, 2, 3):
+        out = run("table", "mine", "--until", str(until))[1]
+        assert f"{until}0.0 | {until}0.0 | {10 * until - 2:+.1f} |  | 1 | {until} | 1 |  |" in out
+    assert "diverged: seed 0 in epoch 4" in run("table", "mine", "--until", "4")[1]
 
 
 def test_a_failure_is_told_and_the_rest_goes_on(run, monkeypatch, tmp_path):

@@ -171,11 +171,11 @@ def test_the_table():
     cell = Cell("np", "fc1", paper=(38.5, 38.2))
     logs = {"a": log_of(config_of(), [10.0, 40.0, 20.0], [11.0, 12.0, 41.0]), "b": log_of(config_of(seed=1), [10.0, 30.0], [9.0, 8.0])}
     assert results.cell_line(cell, results.runs_of(cell, logs)) == (
-        "| fc1 | NP | 38.5 / 38.2 | 25.0 (9.0 to 41.0) | 35.0 (30.0 to 40.0) | -3.2 | 2 | 2 to 3 | never |  |")
-    assert results.cell_line(cell, {}) == "| fc1 | NP | 38.5 / 38.2 | not run | not run | | | | | |"
+        "| fc1 | NP | 38.5 / 38.2 | 25.0 (9.0 to 41.0) | 35.0 (30.0 to 40.0) | -3.2 | 10.0 / 35.0 | 2 | 2 to 3 | never |  |")
+    assert results.cell_line(cell, {}) == "| fc1 | NP | 38.5 / 38.2 | not run | not run | | | | | | |"
     logs["b"]["status"] = "diverged: NP diverged in epoch 3"
     assert results.cell_line(cell, results.runs_of(cell, logs)) == (
-        "| fc1 | NP | 38.5 / 38.2 | 41.0 | 40.0 | +1.8 | 2 | 3 | 3 | diverged: seed 1 in epoch 3 |")
+        "| fc1 | NP | 38.5 / 38.2 | 41.0 | 40.0 | +1.8 |  | 2 | 3 | 3 | diverged: seed 1 in epoch 3 |")
     text = results.table(["v2-figure3", "v2-figure7"], logs)
     assert "**v2-figure3**" in text and text.count("not run") == 2 * 11 + 1 and "| fc3 | DANP | 48.5 / 44.4 | not run" in text
     stand_in = {"a": log_of(config_of(dataset="synthetic"), [10.0])}
@@ -189,6 +189,10 @@ def test_losses_are_final_accuracies_peaks():
         del row["train_accuracy"], row["test_accuracy"]
     log["rows"][-1] |= {"train_loss": 0.5, "test_loss": 2.5}
     assert results.value(log) == (0.5, 2.5) and results.figures(log)[0] == "loss"
+    cell = Cell("np", "fc1", paper=(None, 2.0))
+    assert "| – / 2 | 0.500 | 2.5 | +0.5 |  | 1 | 3 |" in results.cell_line(cell, {0: log})
+    log["status"] = "diverged: np diverged in epoch 4"
+    assert "| – / 2 | diverged | diverged | | | 1 | 3 | | diverged: seed 0 in epoch 4 |" in results.cell_line(cell, {0: log})
 
 
 def test_curves():
