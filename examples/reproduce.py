@@ -70,11 +70,20 @@ class Job:
         log = read_log(path)
         return log["status"], log["rows"]
 
-    def done(self):
-        status, rows = self.rows()
+    def ended(self, log):
+        """Whether nothing is left to do where there is this log."""
         if self.log == "search.h5":
-            return status == "finished" and read_log(self.folder / self.log)["config"]["epochs"] == self.epochs
-        return status.startswith("diverged") or (status == "finished" and len(rows) >= (self.epochs if self.log == "log.h5" else 0))
+            return log["status"] == "finished" and log["config"]["epochs"] == self.epochs
+        return log["status"].startswith("diverged") or (
+            log["status"] == "finished" and len(log["rows"]) >= (self.epochs if self.log == "log.h5" else 0))
+
+    def done(self):
+        path = self.folder / self.log
+        return path.is_file() and self.ended(read_log(path))
+
+    def recorded(self, results):
+        """Whether it is done according to the recorded results, {name: log}."""
+        return self.folder.name in results and self.ended(results[self.folder.name])
 
 
 def parse(arguments):
@@ -99,6 +108,7 @@ def parse(arguments):
     run.add_argument("--dedup", action="store_true", help="SARCOS without the training rows that are test rows too (default: no)")
     run.add_argument("--split-test", action="store_true", help="SARCOS by a split of its test file (default: where that is all there is)")
     run.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
+    run.add_argument("--missing", action="store_true", help="only what is not recorded in --results (default: no)")
     run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing (default: no)")
     show = commands.add_parser("table", parents=[shared], help="print the paper's numbers beside ours")
     show.add_argument("names", nargs="*", **{**names, "choices": None})
@@ -150,14 +160,16 @@ def run(args, stop):
             print(f"{name}: nothing to run, {NOT_RUN[name]}")
     names = [name for name in dict.fromkeys(args.names) if name in RECIPES]
     chosen = {name: found for name in names if (found := data_set(name, args))}
-    jobs = unique(job for name, data in chosen.items() for job in [*search_jobs(name, data, args), *alignment_jobs(name, data, args)])
+    results = gather(args.results, None) if args.missing else {}
+    jobs = wanted((job for name, data in chosen.items() for job in [*search_jobs(name, data, args), *alignment_jobs(name, data, args)]),
+                  results)
+    failed = [] if args.dry_run else work(jobs, args, stop)
+    trainings = wanted((job for name, data in chosen.items() for job in training_jobs(name, data, args, failed, results)), results)
     if args.dry_run:
-        for job in [*jobs, *unique(job for name, data in chosen.items() for job in training_jobs(name, data, args, []))]:
+        for job in [*jobs, *trainings]:
             print(f"python {shlex.join([f'examples/{job.script}', *job.arguments])}")
         return 0
-    failed = work(jobs, args, stop)
-    trainings = [job for name, data in chosen.items() for job in training_jobs(name, data, args, failed)]
-    failed += work(unique(trainings), args, stop)
+    failed += work(trainings, args, stop)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0
@@ -180,9 +192,13 @@ def check_effect(args):
         raise ValueError(f"--{'dedup' if args.dedup else 'split-test'} has no effect without SARCOS: leave it out")
 
 
-def unique(jobs):
-    """Each folder once, in order."""
-    return list({job.folder: job for job in reversed(list(jobs))}.values())[::-1]
+def wanted(jobs, results):
+    """Each folder once, in order, without those that these results have, {name: log}."""
+    jobs = list({job.folder: job for job in reversed(list(jobs))}.values())[::-1]
+    left = [job for job in jobs if not job.recorded(results)]
+    if len(left) < len(jobs):
+        print(f"{len(jobs) - len(left)} of {len(jobs)} runs are recorded already", flush=True)
+    return left
 
 
 def data_set(name, args):
@@ -237,10 +253,10 @@ def search_config(cell, name, data, args):
     return config, args.runs / f"search-{run_name(config, lr=False, seed=False)}{shorter}"
 
 
-def training_jobs(name, data, args, failed):
+def training_jobs(name, data, args, failed, results):
     """The runs of the recipe's cells, seed by seed. A cell whose rate is searched has none until the search has ended.
 
-    failed: a line is added for a search that found no rate, unless there is one.
+    failed: a line is added for a search that found no rate, unless there is one. results: of recorded searches, {name: log}.
     """
     recipe = RECIPES[name]
     for seed in args.seeds or range(recipe.seeds):
@@ -248,10 +264,11 @@ def training_jobs(name, data, args, failed):
             rate = {}
             if cell.search is not None:
                 config, folder = search_config(cell, name, data, args)
+                job = Job("lr_search.py", (), folder, "search.h5", config.epochs)
                 try:
-                    if not Job("lr_search.py", (), folder, "search.h5", config.epochs).done():
+                    if not (job.done() or job.recorded(results)):
                         continue
-                    rate = {"lr": best(read_log(folder / "search.h5")["rows"])}
+                    rate = {"lr": best((read_log(folder / job.log) if job.done() else results[folder.name])["rows"])}
                 except ValueError as error:
                     if not any(line.startswith(f"{folder.name}: ") for line in failed):
                         failed.append(f"{folder.name}: {error}")

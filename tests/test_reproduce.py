@@ -139,6 +139,29 @@ def test_what_is_recorded_stays(run, tmp_path):
     assert run("record")[0] == 0 and (tmp_path / "results/runs.tsv").read_text() != before
 
 
+def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
+    cells = [Cell(method, "fc1", options=(("optimizer", "sgd"), ("loss", "mse")), search=0.25) for method in ("bp", "np")]
+    recipe(monkeypatch, *cells, epochs=1, search_epochs=1)
+    config = results.cell_config(cells[0], "synthetic", lr=0.5, seed=0, epochs=1)
+    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5}
+    search = {"config": {**asdict(config), "start": 0.25}, "environment": {}, "status": "finished",
+              "rows": [{"lr": lr, "train_loss": loss} for lr, loss in ((0.25, 2.0), (0.5, 1.0))]}
+    run_log = {"config": asdict(config), "environment": {}, "status": "finished", "rows": [row]}
+    (tmp_path / "results/logs").mkdir(parents=True)
+    names = "search-synthetic-fc1-bp-loss-mse-optimizer-sgd", "synthetic-fc1-bp-loss-mse-optimizer-sgd-lr-0.5-s0"
+    words = ["run", "mine", "--synthetic", "--missing", "--dry-run"]
+    assert run(*words)[1].count("--method bp") == 1  # the search; the run's rate is not known yet
+    results.write_text(tmp_path / f"results/logs/{names[0]}.tsv", search)
+    code, out, _ = run(*words)
+    assert code == 0 and "1 of 2 runs are recorded already" in out
+    assert "lr_search.py --method np" in out and "cifar10.py --method bp" in out and f"runs/reproduce/{names[1]} " in out
+    results.write_text(tmp_path / f"results/logs/{names[1]}.tsv", run_log)
+    assert run(*words)[1].count("--method bp") == 0 and run(*words)[1].count("runs are recorded already") == 2
+    assert run(*words, "--epochs", "2")[1].count("cifar10.py --method bp") == 1  # goes on
+    assert run(*words, "--seeds", "1")[1].count("cifar10.py --method bp") == 1
+    assert run(*words[:-2], "--dry-run")[1].count("--method bp") == 1
+
+
 def test_a_search_of_other_epochs_is_another(run, tmp_path):
     words = ["run", "v1-figure2", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs"]
     assert run(*words, "1")[0] == run(*words, "2")[0] == run(*words, "3")[0] == 0
