@@ -116,3 +116,30 @@ def test_lines_can_be_told_apart_without_colour():
     styles = [plots.line_style(d + rule) for d in ("", "d") for rule in ("np", "inp", "anp")]
     assert len({(style["ls"], style["marker"]) for style in styles}) == 6
     assert all(style["color"] == plots.COLOURS[rule] for style, rule in zip(styles, ["np", "inp", "anp"] * 2))
+
+
+def test_train_and_test_curves(tmp_path, monkeypatch):
+    figures = []
+
+    class Kept(plots.Figure):
+        def savefig(self, *args, **kwargs):
+            figures.append(self)
+            super().savefig(*args, **kwargs)
+
+    monkeypatch.setattr(plots, "Figure", Kept)
+    two_seeds, one = [([10, 20, 30], [5, 15]), ([30, 40], [15, 25, 99])], [([1], [2])]
+    lines = [("DNP", "dnp", 1.0, two_seeds), ("DNP, biases", "dnp", 1.0, one), ("DNP, glorot", "dnp", 1.0, one), ("ANP", "anp", 1.0, one),
+             ("DNP, noisy baseline", "dnp", "noisy", one)]
+    plots.plot_curves([("fc1", "accuracy", lines), ("sarcos", "loss", [("BP", "bp", 1.0, two_seeds)])], tmp_path / "p.png")
+    train, test, loss, _ = figures[0].axes
+    assert [axes.get_title() for axes in figures[0].axes] == ["fc1: train", "fc1: test", "sarcos: train", "sarcos: test"]
+    for axes, mean, low in ((train, [20, 30], [10, 20]), (test, [10, 20], [5, 15])):
+        drawn = {line.get_label(): line for line in axes.lines}
+        assert list(drawn["DNP"].get_xdata()) == [1, 2] and list(drawn["DNP"].get_ydata()) == mean
+        band = axes.collections[0].get_paths()[0].vertices
+        assert sorted({y for x, y in band if x == 1}) == [low[0], 2 * mean[0] - low[0]]
+        assert axes.get_xlim()[0] == 0 and axes.get_xlabel() == "epoch" and "accuracy (%), 1 to 2 seed(s)" == axes.get_ylabel()
+        assert len({(line.get_marker(), line.get_color()) for line in drawn.values()}) == len(lines)
+        assert len({line.get_marker() for label, line in drawn.items() if "DNP" in label}) >= 3
+        assert drawn["DNP, noisy baseline"].get_linestyle() == ":" and drawn["DNP"].get_linestyle() == "-"
+    assert loss.get_yscale() == "log" and train.get_yscale() == "linear" and loss.get_ylabel() == "loss, 2 seed(s)"

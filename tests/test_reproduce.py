@@ -1,6 +1,7 @@
 """The paper's experiments by name: what is run, gone on with, tabulated and drawn."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -151,6 +152,8 @@ def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
     names = "search-synthetic-fc1-bp-loss-mse-optimizer-sgd", "synthetic-fc1-bp-loss-mse-optimizer-sgd-lr-0.5-s0"
     words = ["run", "mine", "--synthetic", "--missing", "--dry-run"]
     assert run(*words)[1].count("--method bp") == 1  # the search; the run's rate is not known yet
+    results.write_text(tmp_path / f"results/logs/{names[0]}.tsv", {**search, "config": {**search["config"], "epochs": 2}})
+    assert run(*words)[1].count("--method bp") == 1  # a search of other epochs
     results.write_text(tmp_path / f"results/logs/{names[0]}.tsv", search)
     code, out, _ = run(*words)
     assert code == 0 and "1 of 2 runs are recorded already" in out
@@ -290,26 +293,31 @@ def test_a_stop_loses_less_than_an_epoch(tmp_path):
         {k: v for k, v in row.items() if k != "seconds"} for row in whole]
 
 
-def test_what_another_process_is_working_on_is_waited_for(run, tmp_path):
-    """One run's folder is taken from the start, another's only as its process begins, as if somebody had been a moment faster."""
-    recipe_words = "run v2-figure3 --archs fc1 --methods bp np --seeds 0 --epochs 1 --runs".split()
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_another_process_is_working_on_is_waited_for(run, tmp_path, finished):
+    """It is run if the other process leaves it unfinished, and not if that has done it."""
     folders = [tmp_path / f"shared/synthetic-fc1-{method}-limit-train-40-s0" for method in ("bp", "np")]
     folders[0].mkdir(parents=True)
     held = lock(folders[0])
     assert locked(folders[0]) and not locked(folders[1])
-    words = [*recipe_words, tmp_path / "shared", *SMALL, "--results", tmp_path / "results"]
+    words = "run v2-figure3 --archs fc1 --methods bp np --seeds 0 --epochs 1 --runs".split()
+    words += [tmp_path / "shared", *SMALL, "--results", tmp_path / "results"]
     process = subprocess.Popen([sys.executable, "-u", ROOT / "examples/reproduce.py", *words], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     lines = []
     while not (lines and lines[-1].startswith("waiting for 1 runs that another process is working on")):
         lines.append(process.stdout.readline())
         assert process.poll() is None, (lines, process.communicate())
-    assert any("synthetic-fc1-np-limit-train-40-s0: " in line for line in lines)
+    assert any("[1/2] synthetic-fc1-np-limit-train-40-s0: " in line for line in lines)
     assert not (folders[0] / "log.h5").exists()
+    if finished:
+        (folders[0] / "log.h5").write_bytes((folders[1] / "log.h5").read_bytes())
     unlock(held)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and err == "" and "synthetic-fc1-bp-limit-train-40-s0: " in out
+    result = "done by another process" if finished else "% / "
+    assert process.returncode == 0 and err == "" and f"[2/2] synthetic-fc1-bp-limit-train-40-s0: {result}" in re.sub(r"[\d.]+%", "%", out)
     assert all(read_log(folder / "log.h5")["status"] == "finished" for folder in folders)
+    assert (folders[0] / "checkpoint.h5").exists() is not finished
 
 
 def test_a_process_that_came_second_is_started_again(run, tmp_path, monkeypatch):
