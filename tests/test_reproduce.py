@@ -153,7 +153,7 @@ def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
     words = ["run", "mine", "--synthetic", "--missing", "--dry-run"]
     assert run(*words)[1].count("--method bp") == 1  # the search; the run's rate is not known yet
     results.write_text(tmp_path / f"results/logs/{names[0]}.tsv", {**search, "config": {**search["config"], "epochs": 2}})
-    assert run(*words)[1].count("--method bp") == 1  # a search of other epochs
+    assert run(*words)[1].count("lr_search.py --method bp") == 1  # that was a search of other epochs
     results.write_text(tmp_path / f"results/logs/{names[0]}.tsv", search)
     code, out, _ = run(*words)
     assert code == 0 and "1 of 2 runs are recorded already" in out
