@@ -35,6 +35,7 @@ from results import (
     run_name,
     runs_of,
     searches,
+    searches_of,
     table,
     value,
 )
@@ -93,7 +94,9 @@ def parse(arguments):
     shared.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs (default: runs/reproduce)")
     shared.add_argument("--results", type=Path, default=HERE.parent / "data" / "results", help="recorded results (default: data/results)")
     names = dict(choices=[*RECIPES, *NOT_RUN], metavar="NAME", help="a table or figure, as `list` names them")
-    commands.add_parser("list", parents=[shared], help="name every table and figure, and what has been run")
+    shown = argparse.ArgumentParser(add_help=False, parents=[shared])
+    shown.add_argument("--own", action="store_true", help="show the runs under --runs only (default: recorded ones too)")
+    commands.add_parser("list", parents=[shown], help="name every table and figure, and what has been run")
     run = commands.add_parser("run", parents=[shared], help="run tables and figures, or go on with them")
     run.add_argument("names", nargs="+", **names)
     run.add_argument("--seeds", type=int, nargs="+", help="(default: as many as the paper took, from 0)")
@@ -110,11 +113,11 @@ def parse(arguments):
     run.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
     run.add_argument("--missing", action="store_true", help="only what is not recorded in --results (default: no)")
     run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing (default: no)")
-    show = commands.add_parser("table", parents=[shared], help="print the paper's numbers beside ours")
+    show = commands.add_parser("table", parents=[shown], help="print the paper's numbers beside ours")
     show.add_argument("names", nargs="*", **{**names, "choices": None})
     show.add_argument("--until", type=int, metavar="EPOCH", help="count epochs up to this one only (default: all)")
     show.add_argument("--into", type=Path, metavar="FILE", help=f"put it into FILE between {BEGIN} and {END} (default: print it)")
-    plot = commands.add_parser("plot", parents=[shared], help="draw figures from the runs")
+    plot = commands.add_parser("plot", parents=[shown], help="draw figures from the runs")
     plot.add_argument("names", nargs="*", **{**names, "choices": None})
     plot.add_argument("--out", type=Path, help="folder of the pictures (default: --runs)")
     commands.add_parser("record", parents=[shared], help="write what the logs under --runs say to --results, as text")
@@ -139,17 +142,32 @@ def main(arguments=None):
     return exit_code(lambda stop: commands[args.command](args, stop))
 
 
+def shown_logs(args):
+    """The logs that list, table and plot show: {name: log}."""
+    return gather(None if args.own else args.results, args.runs)
+
+
 def list_recipes(args, stop):
-    logs = gather(args.results, args.runs)
+    logs = shown_logs(args)
     for name, recipe in RECIPES.items():
-        if recipe.alignment:
-            have = "run" if alignment_of(name, logs) else "not run"
-        else:
-            have = f"{sum(bool(runs_of(cell, logs)) for cell in recipe.cells)} of {len(recipe.cells)} cells run"
-        print(f"{name:<12} {recipe.title} ({recipe.source}): {have}")
+        print(f"{name:<12} {recipe.title} ({recipe.source}): {state(name, recipe, logs)}")
     for name, text in NOT_RUN.items():
         print(f"{name:<12} nothing to run: {text}")
     return 0
+
+
+def state(name, recipe, logs):
+    """How much of a recipe has been run, in words."""
+    if recipe.alignment:
+        return "run" if alignment_of(name, logs) else "not run"
+    if recipe.searches_only:
+        return f"{sum(bool(searches_of(cell, logs)) for cell in recipe.cells)} of {len(recipe.cells)} rates searched"
+    found = {cell: runs for cell in recipe.cells if (runs := runs_of(cell, logs))}
+    in_part = sum(len(runs) < recipe.seeds or any(log["config"]["dataset"] != cell.dataset or log["config"]["limit_train"]
+                                                  or len(log["rows"]) < recipe.epochs and not log["status"].startswith("diverged")
+                                                  for log in runs.values()) for cell, runs in found.items())
+    less = f", {in_part} in part (fewer seeds, epochs or data)" if in_part else ""
+    return f"{len(found)} of {len(recipe.cells)} cells run{less}"
 
 
 def run(args, stop):
@@ -168,6 +186,8 @@ def run(args, stop):
     if args.dry_run:
         for job in [*jobs, *trainings]:
             print(f"python {shlex.join([f'examples/{job.script}', *job.arguments])}")
+        if any(job.log == "search.h5" for job in jobs) and not all(RECIPES[name].searches_only for name in chosen):
+            print("# then the trainings at the rates that these searches find")
         return 0
     failed += work(trainings, args, stop)
     for line in failed:
@@ -186,6 +206,8 @@ def check_effect(args):
         for flag in ("seeds", "methods", "archs", "samples"):
             if getattr(args, flag):
                 raise ValueError(f"--{flag} has no effect on a measurement of angles, which is run as a whole: leave it out")
+    elif args.seeds and all(recipe.searches_only for recipe in recipes):
+        raise ValueError("--seeds has no effect on a search for learning rates, which has its own: leave it out")
     elif not any(recipe.alignment or cells_of(name, args) for name, recipe in RECIPES.items() if name in args.names):
         raise ValueError(f"no cell of {', '.join(args.names)} is left by --methods, --archs and --samples: nothing to run")
     if (args.dedup or args.split_test) and not any(cell.dataset == "sarcos" for recipe in recipes for cell in recipe.cells):
@@ -259,7 +281,7 @@ def training_jobs(name, data, args, failed, results):
     failed: a line is added for a search that found no rate, unless there is one. results: of recorded searches, {name: log}.
     """
     recipe = RECIPES[name]
-    for seed in args.seeds or range(recipe.seeds):
+    for seed in () if recipe.searches_only else args.seeds or range(recipe.seeds):
         for cell in cells_of(name, args):
             rate = {}
             if cell.search is not None:
@@ -425,15 +447,18 @@ def duration(seconds):
 
 
 def show_table(args, stop):
+    for name in args.names:
+        if name in NOT_RUN:
+            print(f"{name}: nothing to show, {NOT_RUN[name]}")
     names = [name for name in args.names or RECIPES if name in RECIPES]
-    logs = gather(args.results, args.runs)
+    logs = shown_logs(args)
     if args.until is not None:
         for log in logs.values():
             if kind_of(log) == "train" and len(log["rows"]) >= args.until:
                 log |= {"rows": log["rows"][: args.until], "status": "finished"}  # what came later does not count
     text = table(names, logs)
     if args.into is None:
-        print(text)
+        print(text, end="\n" if text else "")
         return 0
     before, begin, rest = args.into.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -450,19 +475,19 @@ def draw(args, stop):
         import plots
     except ImportError as error:
         raise ValueError(f"plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
-    logs, out = gather(args.results, args.runs), args.out or args.runs
+    logs, out = shown_logs(args), args.out or args.runs
     out.mkdir(parents=True, exist_ok=True)
     for name in args.names or RECIPES:
         if name in NOT_RUN:
             print(f"{name}: nothing to draw, {NOT_RUN[name]}")
             continue
         recipe = RECIPES[name]
-        function = getattr(alignment_plots if recipe.alignment else plots, recipe.figure)
+        function = getattr(alignment_plots if recipe.alignment else plots, "plot_searches" if recipe.searches_only else recipe.figure)
         if recipe.alignment:
             log = alignment_of(name, logs)
             drawn = log and function(log, out / f"{name}.png")
         else:
-            prepared = curves(recipe.cells, logs) if recipe.figure == "plot_curves" else searches(recipe.cells, logs)
+            prepared = searches(recipe.cells, logs) if recipe.searches_only else curves(recipe.cells, logs)
             drawn = prepared and function(prepared, out / f"{name}.png")
         if drawn:
             print(f"{name}: {drawn}")

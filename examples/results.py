@@ -209,6 +209,10 @@ def table(names, logs):
             log = alignment_of(name, logs)
             lines += [alignment_table(log) if log else "not run", ""]
             continue
+        if recipe.searches_only:
+            lines += ["| arch | method | paper's rate | here | rates tried | note |", "|---|---|---|---|---|---|"]
+            lines += [rate_line(cell, logs) for cell in recipe.cells] + [""]
+            continue
         lines += ["| arch | method | paper, train / test | here, train | here, test | test − paper | of the mean curve | seeds | epochs "
                   "| paper's train at epoch | note |", "|---|---|---|---|---|---|---|---|---|---|---|"]
         lines += [cell_line(cell, runs_of(cell, logs)) for cell in recipe.cells] + [""]
@@ -240,6 +244,8 @@ def cell_line(cell, runs):
         notes.append(f"on {logs[0]['config']['dataset']}")
     if logs[0]["config"]["limit_train"] or logs[0]["config"]["dataset"] == "tiny-imagenet":
         notes.append(samples(logs[0]))
+    backends = sorted({log["config"]["backend"] for log in logs})
+    notes += [f"on {' and '.join(backends)}"] if backends != ["numpy"] else []
     if cell.search is not None:
         rates = sorted({log["config"]["lr"] for log in logs})
         notes.append(f"lr {' and '.join(f'{lr:.3g}' for lr in rates)}" + (f" (paper {cell.paper_lr:g})" if cell.paper_lr else ""))
@@ -259,6 +265,22 @@ def cell_line(cell, runs):
         reached = next((str(epoch) for epoch, accuracy in enumerate(means[0], 1) if accuracy >= cell.paper[0]), "never")
     return (f"| {cell.arch} | {label(cell)} | {paper} | {spread(train)} | {spread(test)} | {difference} | {peaks} | {len(runs)} | "
             f"{epochs} | {reached} | {'; '.join(notes)} |")
+
+
+def rate_line(cell, logs):
+    """One line of a table of learning rates: what the search found, on the cell's data set before a stand-in, the longest first."""
+    paper = "" if cell.paper_lr is None else f"{cell.paper_lr:g}"
+    found = searches_of(cell, logs)
+    if not found:
+        return f"| {cell.arch} | {label(cell)} | {paper} | not run | | |"
+    order = STAND_INS[cell.dataset]
+    log = min(found, key=lambda log: (order.index(log["config"]["dataset"]), -(log["config"]["limit_train"] or math.inf),
+                                      -log["config"]["epochs"]))
+    config, rates = log["config"], [f"{row['lr']:.3g}" for row in log["rows"]]
+    notes = [f"{config['epochs']} epochs a rate"] + ([f"on {config['dataset']}"] if config["dataset"] != cell.dataset else [])
+    notes += [f"{config['limit_train']} training samples"] if config["limit_train"] else []
+    best = f"{best_rate(log['rows']):.3g}"
+    return f"| {cell.arch} | {label(cell)} | {paper} | {best} | {rates[0]} to {rates[-1]} | {'; '.join(notes)} |"
 
 
 def mean_curves(logs):
@@ -326,7 +348,7 @@ def alignment_table(log):
             lines.append(f"| {method.upper()} | {layer} | " + " | ".join(f"{angles[v]:.1f}°" if v in angles else "" for v in chosen) + " |")
     config = log["config"]
     return "\n".join([*lines, "", f"On {config['dataset']} ({log['environment']['samples']}), {config['arch']}, loss {config['loss']}; "
-                                  f"{config['repeats']} repeats."])
+                                  f"{config['repeats']} repeats. A noise sample is one noisy pass for NP and ANP, one a layer for INP."])
 
 
 def record(results, logs):

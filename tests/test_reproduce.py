@@ -90,7 +90,7 @@ def test_run_go_on_table_plot_record(run, tmp_path):
     code, out, _ = run("record")
     assert code == 0 and out.startswith("0 runs recorded") and "4 are unfinished, on stand-ins or on part of the data" in out
     code, out, _ = run("list")
-    assert "v2-figure3   One layer and three hidden layers on CIFAR-10 (v2, Figure 3): 2 of 12 cells run" in out
+    assert "v2-figure3   One layer and three hidden layers on CIFAR-10 (v2, Figure 3): 2 of 12 cells run, 2 in part (fewer " in out
 
 
 def test_ten_epochs_are_asked_for(run, tmp_path):
@@ -192,6 +192,26 @@ def test_a_damaged_log_stops_nothing_else(run, monkeypatch, tmp_path):
     assert code == 0 and "warning: left out: " in err and "| fc1 | BP | – / – | not run" in out and out.count("not run") == 2
 
 
+def test_own_runs_alone(run, tmp_path):
+    """A recorded result is shown unless --own is given; a recipe is whole with all its seeds and epochs on its own data."""
+    rows = [{"epoch": i + 1, "train_loss": 1.0, "train_accuracy": 0.25, "test_loss": 1.0, "test_accuracy": 0.25} for i in range(50)]
+    (tmp_path / "results/logs").mkdir(parents=True)
+    for seed in range(3):
+        config = {**asdict(results.cell_config(RECIPES["v2-figure3"].cells[0], "cifar10", seed=seed, epochs=50))}
+        log = {"config": config, "environment": {}, "status": "finished", "rows": rows}
+        results.write_text(tmp_path / f"results/logs/cifar10-fc1-bp-s{seed}.tsv", log)
+    assert "| fc1 | BP | 41.3 / 39.3 | 25.0 (25.0 to 25.0) |" in run("table", "v2-figure3")[1]
+    assert "(v2, Figure 3): 1 of 12 cells run\n" in run("list")[1]
+    assert run("table", "v2-figure3", "--own")[1].count("not run | not run") == 12
+    assert "(v2, Figure 3): 0 of 12 cells run\n" in run("list", "--own")[1]
+    code, _, err = run("plot", "v2-figure3", "--own")
+    assert code == 2 and "v2-figure3 has not been run" in err
+    for change in ({"epoch": 49}, {"dataset": "synthetic"}, {"limit_train": 40}):
+        short = {**log, "config": config | {k: v for k, v in change.items() if k != "epoch"}, "rows": rows[: change.get("epoch", 50)]}
+        results.write_text(tmp_path / "results/logs/cifar10-fc1-bp-s2.tsv", short)
+        assert "(v2, Figure 3): 1 of 12 cells run, 1 in part (fewer seeds, epochs or data)\n" in run("list")[1]
+
+
 def test_angles_are_shown_once_measured(run, tmp_path):
     """With the data that they are of; a measurement in progress is none yet."""
     out = tmp_path / "runs/reproduce/alignment-v1-figure1-synthetic"
@@ -199,7 +219,7 @@ def test_angles_are_shown_once_measured(run, tmp_path):
     assert alignment.main([*words, "--out", str(out)]) == 0
     log = read_log(out / "alignment.h5")
     text = run("table", "v1-figure1")[1]
-    assert "| INP | 1 | " in text and "On synthetic (40 + 2000), fc1, loss cce; 2 repeats." in text
+    assert "| INP | 1 | " in text and "On synthetic (40 + 2000), fc1, loss cce; 2 repeats. A noise sample is one noisy pass for NP" in text
     assert run("plot", "v1-figure1")[0] == 0
     for rows in ([], log["rows"][:1]):
         write_log(out / "alignment.h5", log["config"], log["environment"], rows, "running")
@@ -226,6 +246,12 @@ def test_rates_are_searched_first(run, tmp_path):
     assert log["config"]["lr"] == rate and log["config"]["loss"] == "mse" and log["config"]["optimizer"] == "sgd"
     assert folder.name == "search-synthetic-fc1-bp-loss-mse-optimizer-sgd-limit-train-40-epochs-1"
     assert f"lr {rate:.3g} (paper 8e-06)" in run("table", "v1-figure2")[1]
+    assert run("table", "v1-table2")[1].count("not run") == 23
+    assert f"| fc1 | BP | 8e-06 | {rate:.3g} | 1e-06 to " in run("table", "v1-table2")[1]
+    assert "| 1 epochs a rate; on synthetic; 40 training samples |" in run("table", "v1-table2")[1]
+    assert "(v1, Table 2): 1 of 24 rates searched" in run("list")[1]
+    code, out, _ = run("run", "v1-table2", "--archs", "fc1", "--methods", "bp", *SMALL, "--epochs", "1")  # searches only
+    assert code == 0 and out.count("done already") == 1 and "[" not in out
     assert run("plot", "v1-table2")[0] == 0 and (tmp_path / "runs/reproduce/v1-table2.png").stat().st_size > 5000
 
 
@@ -350,6 +376,7 @@ def test_a_process_that_came_second_is_started_again(run, tmp_path, monkeypatch)
     (["run", "v2-figure8", "--dedup"], "no sarcos-dedup found: get it with python -m npref.datasets fetch sarcos, or use --synthetic"),
     (["plot", "v2-figure3"], "v2-figure3 has not been run: expected runs of it in"),
     (["run", "v2-table3", "--backend", "cupy"], "cupy"),
+    (["run", "v1-table2", "--seeds", "1"], "--seeds has no effect on a search for learning rates"),
     (["run", "v2-figure2", "--seeds", "1"], "--seeds has no effect on a measurement of angles"),
     (["run", "v2-figure2", "v2-table1", "--methods", "np"], "--methods has no effect on a measurement of angles"),
     (["run", "v2-table3", "--samples", "10"], "no cell of v2-table3 is left by --methods, --archs and --samples: nothing to run"),
@@ -366,12 +393,13 @@ def test_what_there_is_nothing_to_run_for(run):
     for name, text in NOT_RUN.items():
         assert run("run", name)[:2] == (0, f"{name}: nothing to run, {text}\n")
         assert run("plot", name)[:2] == (0, f"{name}: nothing to draw, {text}\n")
+        assert run("table", name)[:2] == (0, f"{name}: nothing to show, {text}\n")
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_dry_run_prints_commands_that_parse(run, name):
     """Every cell of every recipe; searched ones as searches, as their rates are not known yet."""
-    seeds = ["--seeds", "1", "2"] if RECIPES[name].cells else []
+    seeds = ["--seeds", "1", "2"] if RECIPES[name].cells and not RECIPES[name].searches_only else []
     code, out, err = run("run", name, "--synthetic", "--dry-run", "--backend", "numpy", *seeds)
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("python ")]
     cells = RECIPES[name].cells

@@ -180,6 +180,8 @@ def test_the_table():
     assert "**v2-figure3**" in text and text.count("not run") == 2 * 11 + 1 and "| fc3 | DANP | 48.5 / 44.4 | not run" in text
     stand_in = {"a": log_of(config_of(dataset="synthetic"), [10.0])}
     assert results.cell_line(cell, results.runs_of(cell, stand_in)).endswith("| on synthetic |")
+    elsewhere = {"a": log_of(config_of(backend="cupy"), [10.0]), "b": log_of(config_of(seed=1), [10.0])}
+    assert results.cell_line(cell, results.runs_of(cell, elsewhere)).endswith("| on cupy and numpy |")
 
 
 def test_losses_are_final_accuracies_peaks():
