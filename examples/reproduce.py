@@ -340,7 +340,7 @@ def work(jobs, args, stop):
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 code = running.pop(job).returncode
                 status, rows = job.rows()
-                if code == 2 and locked(job.folder):  # another process was first
+                if code == 2 and "another process is writing" in last_line(job):  # it was a moment faster
                     waiting.append(job)
                     continue
                 ok = job.done() and (job.log == "log.h5" or code in (0, 3))  # a run killed as it ended need only complete its log
