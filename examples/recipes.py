@@ -128,7 +128,7 @@ RECIPES = {
     "v2-figure9": Recipe("Depth 3, 6 and 9, and a convolutional network, on CIFAR-10", "v2, Figure 9",
                          tuple(c for c in FC3 if c.method in DECORRELATED) + FC6 + FC9 + CONV),
     "v1-table2": Recipe("Learning rates found by doubling", "v1, Table 2", V1_FC1 + V1_FC3 + V1_FC6 + V1_FC9 + V1_CONV,
-                        searches_only=True),
+                        searches_only=True, figure="plot_searches"),
     "v1-table3": Recipe("Peak accuracies with SGD and squared error", "v1, Table 3", V1_FC1 + V1_FC3 + V1_FC6 + V1_FC9 + V1_CONV, seeds=5),
     "v1-figure1": Recipe("Angle to BP's update, one noise sample", "v1, Figure 1",
                          alignment=(*METHODS_3, "--samples", "1", "--repeats", "10", *V1), figure="plot_angles"),

@@ -482,7 +482,7 @@ def draw(args, stop):
             print(f"{name}: nothing to draw, {NOT_RUN[name]}")
             continue
         recipe = RECIPES[name]
-        function = getattr(alignment_plots if recipe.alignment else plots, "plot_searches" if recipe.searches_only else recipe.figure)
+        function = getattr(alignment_plots if recipe.alignment else plots, recipe.figure)
         if recipe.alignment:
             log = alignment_of(name, logs)
             drawn = log and function(log, out / f"{name}.png")
