@@ -178,10 +178,11 @@ def run(args, stop):
             print(f"{name}: nothing to run, {NOT_RUN[name]}")
     names = [name for name in dict.fromkeys(args.names) if name in RECIPES]
     chosen = {name: found for name in names if (found := data_set(name, args))}
-    results = gather(args.results, None) if args.missing else {}
+    recorded = gather(args.results, None)
+    results = recorded if args.missing else {}
     jobs = wanted((job for name, data in chosen.items() for job in [*search_jobs(name, data, args), *alignment_jobs(name, data, args)]),
                   results)
-    failed = [] if args.dry_run else work(jobs, args, stop)
+    failed = [] if args.dry_run else work(jobs, args, stop, recorded)
     trainings = wanted((job for name, data in chosen.items() for job in training_jobs(name, data, args, failed, results)), results)
     if args.dry_run:
         for job in [*jobs, *trainings]:
@@ -189,7 +190,7 @@ def run(args, stop):
         if any(job.log == "search.h5" for job in jobs) and not all(RECIPES[name].searches_only for name in chosen):
             print("# then the trainings at the rates that these searches find")
         return 0
-    failed += work(trainings, args, stop)
+    failed += work(trainings, args, stop, recorded)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0
@@ -313,8 +314,11 @@ def alignment_jobs(name, data, args):
                                    "--no-plot", *place(data["cifar10"], args)), folder, "alignment.h5")
 
 
-def work(jobs, args, stop):
-    """Run the jobs that are not done, `args.jobs` at a time, and show how far they are; returns a line for each that failed."""
+def work(jobs, args, stop, recorded):
+    """Run the jobs that are not done, `args.jobs` at a time, and show how far they are; returns a line for each that failed.
+
+    recorded: recorded results, {name: log}, whose times are the first estimate.
+    """
     whole, waiting, running, failed = [], [], {}, []
     for job in jobs:
         try:
@@ -322,9 +326,11 @@ def work(jobs, args, stop):
             whole.append(job)
         except ValueError as error:  # a damaged log
             failed.append(f"{job.folder.name}: {error}")
-    jobs, total, display, told = whole, len(waiting), Display(whole), False
+    jobs, total, display, told = whole, len(waiting), Display(whole, recorded), False
     if len(jobs) > total:
         print(f"{len(jobs) - total} of {len(jobs)} runs are done already", flush=True)
+    if ahead := display.left(waiting, running, args.jobs):
+        print(f"{total} runs to go{ahead}, by the times of runs so far and of recorded ones", flush=True)
     try:
         while waiting or running:
             for job in [job for job in waiting if not locked(job.folder)][: args.jobs - len(running)]:  # not another process's
@@ -397,16 +403,22 @@ def result(job, status, rows, ok):
 class Display:
     """How far all runs are: a bar on a terminal, and the time left."""
 
-    def __init__(self, jobs):
+    def __init__(self, jobs, recorded):
         from importlib.util import find_spec
 
         self.jobs, self.bar, self.looked = jobs, None, 0.0
+        self.recorded = {without_seed(name): pace_of(log["rows"]) for name, log in recorded.items()
+                         if kind_of(log) == "train" and log["rows"]}
         self.tqdm = find_spec("tqdm") is not None and sys.stderr is not None and sys.stderr.isatty()
 
     def remaining(self, waiting, running):
-        """(seconds, or None where no epoch has been timed yet; epochs done; epochs in all). An untimed run is taken for an average one."""
+        """(seconds, or None where no epoch has been timed yet; epochs done; epochs in all).
+
+        A run without an epoch so far is taken to be as fast as a recorded one with any seed, or as an average one.
+        """
         states = {job: job.rows()[1] for job in self.jobs if job.log == "log.h5"}
-        pace = {job: sum(row["seconds"] for row in rows) / len(rows) for job, rows in states.items() if rows}
+        pace = {job: self.recorded[name] for job in states if (name := without_seed(job.folder.name)) in self.recorded}
+        pace |= {job: pace_of(rows) for job, rows in states.items() if rows}
         if not pace:
             return None, 0, sum(job.epochs for job in states)
         average = sum(pace.values()) / len(pace)
@@ -439,6 +451,16 @@ class Display:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def pace_of(rows):
+    """Seconds an epoch took."""
+    return sum(row["seconds"] for row in rows) / len(rows)
+
+
+def without_seed(name):
+    """A training run's name without its seed."""
+    return name.rsplit("-s", 1)[0]
 
 
 def duration(seconds):

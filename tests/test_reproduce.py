@@ -165,6 +165,19 @@ def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
     assert run(*words[:-2], "--dry-run")[1].count("--method bp") == 1
 
 
+def test_recorded_runs_tell_how_long_it_will_take(run, tmp_path):
+    words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "np", "--seeds", "0", *SMALL, "--epochs", "2"]
+    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5}
+    log = {"config": asdict(Config()), "environment": {}, "status": "finished", "rows": [row | {"seconds": s} for s in (1800.0, 5400.0)]}
+    (tmp_path / "results/logs").mkdir(parents=True)
+    results.write_text(tmp_path / "results/logs/synthetic-fc1-bp-limit-train-40-s7.tsv", log)  # of another seed
+    code, out, _ = run(*words)
+    assert code == 0 and "2 runs to go; about 4 h 0 min left, by the times" in out  # NP, never timed, is taken to be as fast
+    assert "[2/2]" in out and "[1/2] synthetic-fc1-bp" in out and " h " not in out.partition("[2/2]")[2]
+    out = run(*words, "--epochs", "3")[1]
+    assert "2 runs to go; about 1 min left" in out  # now they are timed
+
+
 def test_a_search_of_other_epochs_is_another(run, tmp_path):
     words = ["run", "v1-figure2", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs"]
     assert run(*words, "1")[0] == run(*words, "2")[0] == run(*words, "3")[0] == 0
