@@ -103,7 +103,8 @@ WHY_FC3 = tuple(Cell("bp", "fc3", options=(option,), paper=(59.6, 51.5))
                                ("slope", 0.01)))
 WHY_CONV = (*(Cell(c.method, "conv", options=(("padding", 1),), paper=c.paper) for c in CONV if c.method in ("bp", "np", "anp", "danp")),
             *(Cell("np", "conv", options=(option,), paper=(45.2, 44.5))
-              for option in (("inputs", "standard"), ("bias", True), ("lr", 5e-4), ("lr", 1e-3))))
+              for option in (("inputs", "standard"), ("bias", True), ("lr", 5e-4), ("lr", 1e-3))),
+            *(Cell(c.method, "conv", options=(("lr", 1e-3),), paper=c.paper) for c in CONV if c.method in ("anp", "danp")))
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
