@@ -316,7 +316,7 @@ def curves(cells, logs):
 def label(cell):
     """A cell's name in tables and legends."""
     words = {"noisy_baseline": "noisy baseline", "samples": "K = {}", "bias": "biases", "init": "{} weights", "inputs": "{} inputs",
-             "optimizer": "{}", "lr": "lr {:g}"}
+             "optimizer": "{}", "lr": "lr {:g}", "decor_lr": "α = {:g}"}
     known = cell.options if cell.search is None else [option for option in cell.options if option[0] in ("noisy_baseline", "samples")]
     return ", ".join([cell.method.upper(), *(words.get(name, name + " {}").format(value) for name, value in known)])
 
