@@ -60,6 +60,20 @@ def test_correlations_fall_to_nothing():
     assert np.all(np.diag(moment) > 0)
 
 
+@pytest.mark.parametrize("n", [6, 15, 28])
+def test_where_the_update_overshoots(n):
+    """Beyond αλ = 2, λ the largest eigenvalue of the moment without its diagonal, what inputs have in common grows with every update."""
+    x = np.random.default_rng(n).normal(size=(200, n)) + 1
+    moment = x.T @ x / len(x)
+    largest = np.linalg.eigvalsh(moment - np.diag(np.diag(moment)))[-1]
+    for alpha, stays in ((1.9 / largest, True), (2.1 / largest, False)):
+        R = np.eye(n)
+        with np.errstate(all="ignore"):
+            for _ in range(60):
+                update_decorrelation(R, x @ R.T, alpha)
+        assert (abs(R).max() < 2) == stays
+
+
 @pytest.mark.parametrize("M, n", [(50, 4), (4, 50)])
 def test_measure_by_hand(M, n):
     x = np.random.default_rng(2).normal(size=(M, n)) + 0.5
