@@ -4,7 +4,7 @@ A recipe is a list of cells; a cell is one configuration (see npref/config.py) a
 recipes that are the same configuration are one run. v1 and v2 are the paper's two versions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DECORRELATED = ("dnp", "danp", "dinp")
 
@@ -107,10 +107,9 @@ WHY_CONV = (*(Cell(c.method, "conv", options=(("padding", 1),), paper=c.paper) f
             *(Cell("np", "conv", options=(option,), paper=(45.2, 44.5))
               for option in (("inputs", "standard"), ("bias", True), ("lr", 5e-4), ("lr", 1e-3))),
             *(Cell(c.method, "conv", options=(("lr", 1e-3),), paper=c.paper) for c in CONV if c.method in ("anp", "danp")))
-WHY_TINY = (*(Cell(method, "conv-tiny", "tiny-imagenet", options, paper) for method, options, paper in (
-                ("danp", (), (2.2, 2.1)), ("danp", (("samples", 10),), (13.5, 9.0)),
-                ("dinp", (), (2.0, 2.0)), ("dinp", (("samples", 10),), (11.4, 8.1)))),
-            Cell("danp", "conv-tiny", "tiny-imagenet", (("init", "glorot"),), (2.2, 2.1)))
+AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options if option[0] != "decor_lr")) for c in TINY
+                        if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
+WHY_TINY = (*AT_PAPERS_ALPHA, replace(AT_PAPERS_ALPHA[0], options=(("init", "glorot"),)))
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")

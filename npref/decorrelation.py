@@ -13,7 +13,8 @@ def update_decorrelation(R, x_star, alpha):
     For a convolution the rows are the patches of all samples and positions. With M rows and n inputs the moment times R costs
     M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M - diag(s) R, s = ⟨(x*)²⟩, costs 2 M n² instead.
 
-    From R = I it overshoots, and R grows without end, where α times the largest eigenvalue of ⟨x xᵀ⟩ without its diagonal exceeds 2.
+    On inputs that stay the same it overshoots from R = I on, and R grows without end, where α times the largest eigenvalue of ⟨x xᵀ⟩
+    without its diagonal exceeds 2.
     """
     xp = array_module(R, x_star)
     if x_star.ndim != 2 or R.shape != (x_star.shape[1],) * 2:
