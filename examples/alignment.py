@@ -24,7 +24,6 @@ from npref import METHODS, Params, bp_update, datasets, get_backend, init_params
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
 from npref.batches import input_moments, prepare, targets
 from npref.config import Config
-from npref.precision import NoiseFloorWarning
 from npref.runlog import environment, lock, read_checkpoint, read_log, unlock, write_log
 from npref.train import Diverged, Interrupted, compute_update, train
 
@@ -247,7 +246,7 @@ def network_after(work, network, method, epoch):
     begun = checkpoint.exists()
     if not begun or read_checkpoint(checkpoint)["counters"]["epoch"] < epoch:
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", NoiseFloorWarning)
+            warnings.simplefilter("always", UserWarning)
             rows = train(config, work.data, folder, resume=begun, progress=bar.show, stop=work.stop)
         for warning in caught:
             print("warning: " + " ".join(str(warning.message).split()), file=sys.stderr)

@@ -22,7 +22,6 @@ from npref.functions import ACTIVATIONS, LOSSES
 from npref.network import ARCHITECTURES, INITS
 from npref.noise import KINDS
 from npref.optim import OPTIMIZERS
-from npref.precision import NoiseFloorWarning
 from npref.runlog import environment, read_log
 from npref.train import Diverged, Interrupted, train
 
@@ -181,7 +180,7 @@ def run(args, given, stop):
     out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
     bar = Bar(args.quiet)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", NoiseFloorWarning)
+        warnings.simplefilter("always", UserWarning)
         epochs = train(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
     for warning in caught:
         print("warning: " + " ".join(str(warning.message).split()), file=sys.stderr)

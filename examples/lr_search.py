@@ -18,6 +18,7 @@ from cifar10 import FLAGS, Parser, add_flags, add_place_flags, any_letters, exit
 
 from npref import datasets, get_backend
 from npref.config import Config
+from npref.decorrelation import OvershootWarning
 from npref.precision import NoiseFloorWarning
 from npref.runlog import environment, lock, read_log, unlock, write_log
 from npref.train import Diverged, Interrupted, train
@@ -116,6 +117,7 @@ def run(args, stop):
             say(line(row))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoiseFloorWarning)
+            warnings.simplefilter("ignore", OvershootWarning)
             for row in search(config, data, args.start, seeds=args.seeds, factor=args.factor, patience=args.patience, most=args.most,
                               rows=rows, stop=stop):
                 rows.append(row)

@@ -1,10 +1,16 @@
 """Decorrelation of a layer's input: the update of R, and a measure of what is left to do (v2 §2.2)."""
 
+import warnings
+
 import numpy as np
 
 from .backend import array_module, in_blocks
 
 STRIP = 1024  # rows of R that one product changes on a CPU
+
+
+class OvershootWarning(UserWarning):
+    """α is so large that R grows without end from the first step on; the message says what it may be."""
 
 
 def update_decorrelation(R, x_star, alpha):
@@ -13,8 +19,7 @@ def update_decorrelation(R, x_star, alpha):
     For a convolution the rows are the patches of all samples and positions. With M rows and n inputs the moment times R costs
     M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M - diag(s) R, s = ⟨(x*)²⟩, costs 2 M n² instead.
 
-    On inputs that stay the same it overshoots from R = I on, and R grows without end, where α times the largest eigenvalue of ⟨x xᵀ⟩
-    without its diagonal exceeds 2.
+    On inputs that stay the same it overshoots from R = I on, and R grows without end, where α exceeds `overshoot_limit`.
     """
     xp = array_module(R, x_star)
     if x_star.ndim != 2 or R.shape != (x_star.shape[1],) * 2:
@@ -45,6 +50,37 @@ def update_decorrelation(R, x_star, alpha):
 def moment_is_cheaper(M, n):
     """Which form of the update costs fewer multiply-adds for M rows of n inputs: M n² / 2 + n³, or 2 M n²?"""
     return n <= 1.5 * M
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is for the training step to find
+def overshoot_limit(x, iterations=30):
+    """The α beyond which R's update overshoots from R = I: 2 / λ, λ the largest eigenvalue of ⟨x xᵀ⟩ - diag⟨x²⟩, x (M, n_in); a float.
+
+    There the rule is R ← R - α C R with C that matrix, and takes what inputs have in common beyond its negative where αλ > 2. λ is
+    approached from below, by power iteration on C + max⟨x²⟩ I, which has no negative eigenvalue. Infinite for uncorrelated inputs.
+    """
+    xp = array_module(x)
+    M, n = x.shape
+    mean_square = xp.einsum("mi,mi->i", x, x) / M  # (n_in,)
+    shift = float(mean_square.max()) or 1.0
+    v = xp.asarray(np.random.default_rng(0).standard_normal(n).astype(x.dtype))
+    for _ in range(iterations):
+        v /= xp.sqrt(v @ v)
+        Cv = x.T @ (x @ v) / M - mean_square * v  # (n_in,)
+        largest = float(v @ Cv)
+        v = Cv + shift * v
+    return 2 / largest if largest > 0 else float("inf")
+
+
+def warn_of_overshoot(alpha, trace):
+    """Warn with OvershootWarning, on behalf of the caller's caller, if α exceeds the `overshoot_limit` of a layer's input.
+
+    trace: a clean pass with R = I.
+    """
+    limits = [overshoot_limit(x) for x in trace.x_star]
+    if alpha > min(limits):
+        warnings.warn(f"decor_lr={alpha:g} is too large for the inputs of layer {limits.index(min(limits)) + 1} as this run starts: beyond "
+                      f"{min(limits):.2g} the updates of R overshoot, and R grows; take a smaller decor_lr", OvershootWarning, stacklevel=3)
 
 
 def mean_squared_correlation(x_star):

@@ -11,7 +11,7 @@ from . import noise as noise_source
 from . import rules, runlog
 from .backend import array_module, get_backend, keep_freed_memory, to_host
 from .batches import input_moments, prepare, resolved, targets
-from .decorrelation import mean_squared_correlation, update_decorrelation
+from .decorrelation import mean_squared_correlation, update_decorrelation, warn_of_overshoot
 from .functions import correct
 from .functions import loss as loss_of
 from .network import Params, forward, init_params, without_decorrelation
@@ -156,7 +156,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     Interrupted. data: a Dataset; config's limits are applied to it.
 
     Raises ValueError and the like at once, for what cannot work; Diverged from the iterator; log and checkpoint then stay. Warns at
-    once with NoiseFloorWarning where rounding is a large part of δL; its measure is in the log's environment, as `rounding`.
+    once with NoiseFloorWarning where rounding is a large part of δL; its measure is in the log's environment, as `rounding`; and with
+    OvershootWarning where α is so large that R is bound to grow.
     """
     config = replace(config, dataset=data.name)
     backend = get_backend(config.backend)
@@ -195,12 +196,17 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
         if state.epoch >= config.epochs:
             save(state, "finished", checkpoint=False)  # complete its log, should it have been killed before that
             raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
-        if rules.split_method(config.method)[0] != "bp":
-            x, y = (backend.xp.asarray(a[:SAMPLES]) for a in (data.x_train, data.y_train))
-            x, t = prepare(x, config.dtype, moments), targets(y, data.classes, config.dtype)
+        rule, decorrelate = rules.split_method(config.method)
+        x, y = (backend.xp.asarray(a[:SAMPLES]) for a in (data.x_train, data.y_train))
+        x, t = prepare(x, config.dtype, moments), targets(y, data.classes, config.dtype)
+        if rule != "bp":
             error = rounding_error(compute_update, config, network, state.params, x, t)
             environment["rounding"] = f"{error:.2g}"
             warn_of_rounding(config, error)
+        if decorrelate and not resume:  # R is I
+            with np.errstate(over="ignore", invalid="ignore"):
+                trace = forward(network, state.params, x)
+            warn_of_overshoot(config.decor_lr, trace)
         save(state, "running", checkpoint=not resume)
         return _epochs(held.pop_all(), config, network, data, moments, backend.xp, state, save, progress, stop)
 

@@ -166,6 +166,11 @@ def test_noise_below_rounding_gets_one_line(run, quiet):
     assert run(*few, "--dtype", "float64")[::2] == (0, "")
 
 
+def test_a_rate_at_which_R_grows_gets_one_line(run):
+    code, _, err = run("--quiet", "--limit-train", 20, "--epochs", 1, "--decor-lr", 0.01)
+    assert code == 0 and err.startswith("warning: decor_lr=0.01 is too large for the inputs of layer 1 ") and err.count("\n") == 1
+
+
 def test_plot(run):
     pytest.importorskip("matplotlib")
     code, out, _ = run("--method", "danp", "--plot", "--eval-train", "--out", "r")

@@ -1,11 +1,13 @@
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import assert_close
 
-from npref import equations, mean_squared_correlation, update_decorrelation
-from npref.decorrelation import moment_is_cheaper
+from npref import Dense, Network, equations, forward, init_params, mean_squared_correlation, update_decorrelation
+from npref.decorrelation import OvershootWarning, moment_is_cheaper, overshoot_limit, warn_of_overshoot
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -62,16 +64,48 @@ def test_correlations_fall_to_nothing():
 
 @pytest.mark.parametrize("n", [6, 15, 28])
 def test_where_the_update_overshoots(n):
-    """Beyond αλ = 2, λ the largest eigenvalue of the moment without its diagonal, what inputs have in common grows with every update."""
+    """Beyond the limit what inputs have in common grows with every update."""
     x = np.random.default_rng(n).normal(size=(200, n)) + 1
-    moment = x.T @ x / len(x)
-    largest = np.linalg.eigvalsh(moment - np.diag(np.diag(moment)))[-1]
-    for alpha, stays in ((1.9 / largest, True), (2.1 / largest, False)):
+    limit = overshoot_limit(x)
+    for alpha, stays in ((0.95 * limit, True), (1.05 * limit, False)):
         R = np.eye(n)
         with np.errstate(all="ignore"):
             for _ in range(60):
                 update_decorrelation(R, x @ R.T, alpha)
         assert (abs(R).max() < 2) == stays
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_limit_is_two_over_the_largest_eigenvalue(seed):
+    """Of the moment without its diagonal, be its most negative eigenvalue larger or not; from above, and close where it matters."""
+    rng = np.random.default_rng(seed)
+    M, n = rng.integers(2, 40, 2)
+    common = rng.choice([0, 1, 10])
+    x = rng.normal(size=(M, n)) + common * rng.choice([-1, 1], n)
+    moment = x.T @ x / M
+    limit = 2 / np.linalg.eigvalsh(moment - np.diag(np.diag(moment)))[-1]
+    assert overshoot_limit(x, iterations=3000) == pytest.approx(limit, rel=1e-2)
+    assert overshoot_limit(x) >= limit * (1 - 1e-9) and (common < 10 or overshoot_limit(x) == pytest.approx(limit))
+
+
+def test_inputs_without_correlation_have_no_limit():
+    assert overshoot_limit(np.eye(4)) == overshoot_limit(np.ones((3, 1))) == overshoot_limit(np.zeros((3, 2))) == np.inf
+
+
+@pytest.mark.parametrize("factor, warns", [(0.9, False), (1.1, True)])
+def test_the_warning_names_the_layer_and_the_limit(factor, warns):
+    network = Network((5,), (Dense(7), Dense(2, activation="identity")))
+    params = init_params(network, dtype="float64", decorrelate=True)
+    params.W[0][:] = 9
+    trace = forward(network, params, np.random.default_rng(0).random((20, 5)))
+    limit = overshoot_limit(trace.x_star[1])
+    assert limit < overshoot_limit(trace.x_star[0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_overshoot(factor * limit, trace)
+    assert [w.category for w in caught] == [OvershootWarning] * warns
+    if warns:
+        assert f"inputs of layer 2 as this run starts: beyond {limit:.2g} " in str(caught[0].message)
 
 
 @pytest.mark.parametrize("M, n", [(50, 4), (4, 50)])

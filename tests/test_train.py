@@ -1,4 +1,5 @@
 import os
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from reference import assert_close
 from npref import METHODS, datasets, equations, forward, loss, noise, one_hot, runlog
 from npref.config import Config
 from npref.datasets import Dataset
+from npref.decorrelation import OvershootWarning
 from npref.train import Diverged, Interrupted, compute_update, evaluate, initial_state, prepare, train, training_step
 
 SMALL = dict(arch="fc1", batch_size=16, epochs=3, dataset="synthetic")
@@ -242,6 +244,21 @@ def test_the_first_quantity_is_named(spoil, quantity):
     spoil(state)
     with pytest.raises(Diverged, match=f"epoch 1, step 4: {quantity} is not finite"):
         training_step(config, network, state, prepare(data.x_train, "float32"), one_hot(data.y_train, 10), 3)
+
+
+def test_a_rate_at_which_R_grows_is_warned_of_at_the_start(tmp_path):
+    """The limit of the small data's 300 pixels, in [0, 1], is 0.026; a run that goes on has another R, of which that says nothing."""
+    config = Config(method="dbp", decor_lr=0.03, **SMALL)
+    with pytest.warns(OvershootWarning, match="decor_lr=0.03 is too large for the inputs of layer 1 .*: beyond 0.026 ") as caught:
+        rows = train(config, small_data(), tmp_path)
+    assert caught[0].filename == __file__
+    next(rows)
+    rows.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OvershootWarning)
+        train(config, small_data(), tmp_path, resume=True)
+        train(replace(config, decor_lr=0.025), small_data())
+        train(Config(method="bp", **SMALL), small_data())
 
 
 def test_an_overflowing_sum_of_finite_numbers_is_not_divergence():
