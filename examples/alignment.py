@@ -18,14 +18,15 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from cifar10 import FLAGS, Bar, Parser, add_place_flags, any_letters, changes, exit_code, plotter, unused
+from cifar10 import FLAGS, Bar, Parser, add_place_flags, any_letters, changes, exit_code, load_data, plotter, unused
 
-from npref import METHODS, Params, bp_update, datasets, get_backend, init_params, split_method
+from npref import METHODS, bp_update, get_backend, init_params, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
 from npref.batches import input_moments, prepare, targets
 from npref.config import Config
+from npref.datasets import Dataset
 from npref.runlog import environment, lock, read_checkpoint, read_log, unlock, write_log
-from npref.train import Diverged, Interrupted, compute_update, train
+from npref.train import Diverged, Interrupted, compute_update, params_from, train
 
 NOISY = [method for method in METHODS if split_method(method)[0] != "bp"]
 FIRST_STEP = 2**63  # of the measurements' noise; training counts its steps from 0
@@ -88,11 +89,9 @@ def run(args, given, stop):
             raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
         saved = read_log(out / "alignment.h5")
     config = checked({**DEFAULTS, **(saved["config"] if saved else {}), **given})
-    if str(given.get("dataset")).startswith("synthetic") and args.data_dir is not None:
-        raise ValueError("--data-dir has no effect on a synthetic data set: leave it out")
     plots = plotter(args.plot, "alignment_plots")
     backend = get_backend(config["backend"])  # before any work, to say so if it cannot work
-    data = datasets.load(config["dataset"], args.data_dir, config["limit_train"], config["limit_test"])
+    data = load_data(args, given, config["dataset"], config["limit_train"], config["limit_test"])
     config["dataset"] = data.name
     if data.regression and config["loss"] == "cce":
         raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
@@ -186,7 +185,7 @@ class Work:
     """What a measurement needs besides its numbers; see `run`."""
 
     config: dict
-    data: datasets.Dataset
+    data: Dataset
     xp: object
     out: Path
     record: dict
@@ -256,10 +255,7 @@ def network_after(work, network, method, epoch):
                 work.say(f"trained: {method}, epoch {row['epoch']}, test loss {row['test_loss']:.4f}, {row['seconds']:.1f} s")
         finally:
             bar.close()
-    arrays = read_checkpoint(checkpoint)["arrays"]
-    layers = range(len(network.layers))
-    return Params(*(tuple(work.xp.asarray(arrays[f"params/{name}/{l}"]) if f"params/{name}/{l}" in arrays else None for l in layers)
-                    for name in ("W", "b", "R")))
+    return params_from(read_checkpoint(checkpoint)["arrays"], work.xp)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is looked for

@@ -27,16 +27,17 @@ import numpy as np
 from npref import BackendUnavailable, get_backend, init_adam, split_method, synchronize, to_host, update_decorrelation
 from npref import loss as loss_of
 from npref.backend import BACKENDS, cores, keep_freed_memory
-from npref.config import Config
+from npref.batches import prepare
+from npref.config import DTYPES, Config
 from npref.decorrelation import moment_is_cheaper
 from npref.functions import one_hot
-from npref.layers import Conv, unfold
-from npref.network import ARCHITECTURES, weight_shape
+from npref.layers import Conv, unfold, weight_shape
+from npref.network import ARCHITECTURES
 from npref.noise import KINDS
 from npref.optim import adam_step
 from npref.rules import group_size
 from npref.runlog import source_revision
-from npref.train import compute_update, initial_state, learnable, noise_groups, prepare, training_step
+from npref.train import compute_update, initial_state, learnable, noise_groups, training_step
 
 AGAINST = ("plain", "torch", "torch-algebra", "torch-compile")
 
@@ -242,7 +243,7 @@ def noise_table(xp, repeats=7, n=1 << 20):
     return {name: 1e9 * s / n for name, s in timed(xp, rows, repeats).items()}
 
 
-def tried(arguments):
+def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help="(default: all eight)")
     parser.add_argument("--archs", nargs="+", choices=ARCHITECTURES, default=["fc3"], metavar="ARCH", help="(default: fc3)")
@@ -250,7 +251,7 @@ def tried(arguments):
     parser.add_argument("--noise", nargs="+", choices=KINDS, default=["gaussian"], help="(default: gaussian)")
     parser.add_argument("--batch-size", nargs="+", type=int, default=[1000], metavar="B", help="(default: 1000)")
     parser.add_argument("--backend", choices=BACKENDS, default="numpy", help="(default: numpy)")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(default: float32)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timings each number is the median of (default: 5)")
     parser.add_argument("--against", nargs="+", choices=AGAINST, default=[], help="other implementations to time (default: none)")
     parser.add_argument("--no-shares", action="store_true", help="leave out where the time goes (default: no)")
@@ -294,7 +295,7 @@ def scaling_configurations(args):
 
 
 def main(arguments=None):
-    args = tried(arguments)
+    args = parse(arguments)
     try:
         backend = get_backend(args.backend)
         keep_freed_memory()

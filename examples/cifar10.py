@@ -17,11 +17,12 @@ from pathlib import Path
 from npref import METHODS, BackendUnavailable, datasets, get_backend
 from npref.backend import BACKENDS
 from npref.batches import INPUTS
-from npref.config import Config, default_lr
+from npref.config import DTYPES, Config, default_lr
 from npref.functions import ACTIVATIONS, LOSSES
 from npref.network import ARCHITECTURES, INITS
 from npref.noise import KINDS
 from npref.optim import OPTIMIZERS
+from npref.rules import ANP_NORMS
 from npref.runlog import environment, read_log
 from npref.train import Diverged, Interrupted, train
 
@@ -32,7 +33,7 @@ FLAGS = {
     "dataset": (datasets.DATASETS, "auto is CIFAR-10 where it is found, else synthetic"),
     "inputs": (INPUTS, "pixels as [0, 1], standardised by the training set, or numbers as they are; auto is the data set's own"),
     "backend": (BACKENDS, "numpy runs on the CPU, cupy on an NVIDIA GPU"),
-    "dtype": (("float32", "float64"), "of weights, activities and noise; losses are always float64"),
+    "dtype": (DTYPES, "of weights, activities and noise; losses are always float64"),
     "epochs": (int, "passes over the training set"),
     "batch_size": (int, "samples in a mini-batch"),
     "lr": (float, "learning rate of the weights; by default the paper's Table 2 for method and architecture"),
@@ -41,7 +42,7 @@ FLAGS = {
     "samples": (int, "noise samples K per update"),
     "noise": (KINDS, "distribution of the noise"),
     "noisy_baseline": (bool, "compare two noisy passes, no clean one (np, anp, dnp, danp); train figures are then the noisy pass's"),
-    "anp_norm": (("network", "layer"), "ANP divides by the activity difference of the whole network (v2) or of each layer (v1)"),
+    "anp_norm": (ANP_NORMS, "ANP divides by the activity difference of the whole network (v2) or of each layer (v1)"),
     "loss": (LOSSES, "cross-entropy on logits, or squared error summed or averaged over outputs"),
     "optimizer": (OPTIMIZERS, "Adam as Kingma & Ba, Adam with epsilon-hat as in Keras, or plain SGD (needs --lr)"),
     "activation": (ACTIVATIONS, "of the hidden layers"),
@@ -170,11 +171,9 @@ def run(args, given, stop):
         config = Config(**{**saved["config"], **given})
     else:
         config = Config(**given)
-    if str(given.get("dataset")).startswith("synthetic") and args.data_dir is not None:
-        raise ValueError("--data-dir has no effect on a synthetic data set: leave it out")
     plot = plotter(args.plot)
     backend = get_backend(config.backend)  # before any work, to say so if it cannot work
-    data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
+    data = load_data(args, given, config.dataset, config.limit_train, config.limit_test)
     what = "images" if data.x_train.ndim == 4 else "samples"
     say(f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test {what}")
     out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
@@ -260,6 +259,13 @@ class Bar:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def load_data(args, given, name, limit_train, limit_test):
+    """datasets.load, unless --data-dir was given for a data set that is asked for by name and made here."""
+    if str(given.get("dataset")).startswith("synthetic") and args.data_dir is not None:
+        raise ValueError("--data-dir has no effect on a synthetic data set: leave it out")
+    return datasets.load(name, args.data_dir, limit_train, limit_test)
 
 
 def plotter(wanted, module="plots"):

@@ -14,9 +14,9 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
-from cifar10 import FLAGS, Parser, add_flags, add_place_flags, any_letters, exit_code, given_flags, plotter, unused
+from cifar10 import FLAGS, Parser, add_flags, add_place_flags, any_letters, exit_code, given_flags, load_data, plotter, unused
 
-from npref import datasets, get_backend
+from npref import get_backend
 from npref.config import Config
 from npref.decorrelation import OvershootWarning
 from npref.precision import NoiseFloorWarning
@@ -95,10 +95,11 @@ def main(arguments=None):
 
 def run(args, stop):
     say = (lambda *words: None) if args.quiet else lambda *words: print(*words, flush=True)
-    config = Config(**given_flags(args), lr=args.start, seed=args.seeds[0])
+    given = given_flags(args)
+    config = Config(**given, lr=args.start, seed=args.seeds[0])
     plots = plotter(args.plot)
     backend = get_backend(config.backend)
-    data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
+    data = load_data(args, given, config.dataset, config.limit_train, config.limit_test)
     config = replace(config, dataset=data.name)
     say(f"data: {data.source}; {data.completeness}")
     out = args.out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-search-{config.method}-{config.arch}-{data.name}")

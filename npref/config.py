@@ -1,6 +1,7 @@
 """A run's configuration, checked when it is made, and the paper's learning rates."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 from .backend import BACKENDS
 from .batches import INPUTS
@@ -8,7 +9,9 @@ from .functions import ACTIVATIONS, LOSSES
 from .network import ARCHITECTURES, INITS, architecture
 from .noise import KINDS
 from .optim import OPTIMIZERS
-from .rules import split_method
+from .rules import ANP_NORMS, split_method
+
+DTYPES = ("float32", "float64")
 
 # Adam's learning rates, v2 Table 2: the cells that the paper fills and that can be placed with certainty. `default_lr` makes a
 # stated choice for the others.
@@ -36,7 +39,8 @@ def default_lr(method, arch):
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run's numbers depend on, besides the data. Wrong or meaningless combinations raise ValueError.
+    """Everything that a run's numbers depend on, besides the data. Raises TypeError for wrong types, ValueError for wrong
+    values and for combinations in which one means nothing.
 
     sigma2: noise variance σ². samples: noise samples K an update. lr: η, None for Table 2's. decor_lr: α. See `README.md`.
     """
@@ -70,8 +74,8 @@ class Config:
 
     def __post_init__(self):
         rule, decorrelate = split_method(self.method)
-        for name, known in (("arch", ARCHITECTURES), ("inputs", INPUTS), ("backend", BACKENDS), ("dtype", ("float32", "float64")),
-                            ("noise", KINDS), ("anp_norm", ("network", "layer")), ("loss", LOSSES), ("optimizer", OPTIMIZERS),
+        for name, known in (("arch", ARCHITECTURES), ("inputs", INPUTS), ("backend", BACKENDS), ("dtype", DTYPES),
+                            ("noise", KINDS), ("anp_norm", ANP_NORMS), ("loss", LOSSES), ("optimizer", OPTIMIZERS),
                             ("activation", ACTIVATIONS), ("init", INITS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -84,9 +88,16 @@ class Config:
                 raise TypeError(f"{name} must be an int, got {value!r}")
             if not least <= value < 2**64:
                 raise ValueError(f"{name} must be at least {least} and below 2^64, got {value}")
-        for name in ("lr", "decor_lr", "sigma2"):
+        for name in ("noisy_baseline", "bias", "eval_train"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("lr", "decor_lr", "sigma2", "slope"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if value is None and name == "lr":
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if name != "slope" and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         smallest = {"float32": 2.0**-126, "float64": 2.0**-1022}[self.dtype]
         if not smallest <= self.sigma2 <= 1 / smallest:

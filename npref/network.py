@@ -86,9 +86,15 @@ def forward(network, params, x, noise=None):
     """One pass through the network (Eq. 2): x (B, *input_shape), optional noise per layer (B, *shape) -> Trace.
 
     For every layer  x* = R x,  a = W x* + b + eps,  x = f(a)   -- for rows of samples, the matrices act from the right.
+
+    Raises ValueError for shapes that do not fit the network, TypeError for x or noise in another dtype than W's.
     """
     if x.shape[1:] != network.input_shape:
         raise ValueError(f"x must be (B, {', '.join(map(str, network.input_shape))}), got {x.shape}")
+    if x.dtype != params.W[0].dtype:
+        raise TypeError(f"x and the parameters must share one dtype, got {x.dtype} and {params.W[0].dtype}")
+    if noise is not None:
+        check_noise(network, x, noise)
     x_star, a, xs = [], [], []
     for l, layer in enumerate(network.layers):
         rows = unfold(layer, x)  # (B*P, n_in)
@@ -162,6 +168,19 @@ def check_batch(network, params, x, t):
     return xp
 
 
+def check_noise(network, x, noise, samples=None):
+    """Raise ValueError or TypeError when noise, one array per layer, is not (B, *shape), or with `samples` = k (k, B, *shape)."""
+    if len(noise) != len(network.layers):
+        raise ValueError(f"noise needs one array per layer, {len(network.layers)}, got {len(noise)}")
+    for l, eps_l in enumerate(noise):
+        array_module(x, eps_l)
+        expected = (*(() if samples is None else (samples,)), len(x), *network.shapes[l + 1])
+        if eps_l.shape != expected:
+            raise ValueError(f"noise of layer {l + 1} must be {expected}, got {eps_l.shape}")
+        if eps_l.dtype != x.dtype:
+            raise TypeError(f"noise of layer {l + 1} must have x's dtype {x.dtype}, got {eps_l.dtype}")
+
+
 def init_params(network, *, init="he", seed=0, dtype="float32", decorrelate=False, xp=np):
     """Random W, zero b, and R = I (if decorrelating).
 
@@ -170,6 +189,7 @@ def init_params(network, *, init="he", seed=0, dtype="float32", decorrelate=Fals
     uniform  uniform on +-1 / sqrt(n_in)
 
     Numbers are drawn in float64 on the host, layer by layer, from the seed's own stream: the same for every dtype and backend.
+    Raises ValueError for an unknown init.
     """
     W, b, R = [], [], []
     for l, layer in enumerate(network.layers):

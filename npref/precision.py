@@ -8,7 +8,7 @@ import numpy as np
 from .backend import to_host
 from .network import Params
 
-SAMPLES = 100  # the first so many training images are measured: that takes less time than one step on 1,000
+MEASURED = 100  # the first so many training images are measured: that takes less time than one step on 1,000
 # Rounding adds the square of its relative error to the variance of an update: 1% at this error. The error goes as 1 / σ, so a
 # hundredth of that σ² makes rounding as large as δL itself.
 NOISE_FLOOR = 0.1

@@ -21,8 +21,9 @@ from .backend import array_module, in_blocks
 from .functions import activate, derivative, loss_gradient
 from .functions import loss as loss_of
 from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
-from .network import Trace, check_batch, forward, matrix
+from .network import Trace, check_batch, check_noise, forward, matrix
 
+ANP_NORMS = ("network", "layer")  # what Eq. 6 divides by: ‖δa‖² (v2), ‖δa_l‖² (v1's print)
 METHODS = ("bp", "np", "inp", "anp", "dbp", "dnp", "dinp", "danp")
 
 
@@ -106,15 +107,17 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
     norm="layer" divides by ‖δa_l‖² instead (v1's print). baseline: as for np_update; δa is then a difference of noisy passes.
     """
     xp = check_batch(network, params, x, t)
-    if norm not in ("network", "layer"):
-        raise ValueError(f"unknown norm {norm!r}: expected network or layer")
+    if norm not in ANP_NORMS:
+        raise ValueError(f"unknown norm {norm!r}: expected {' or '.join(ANP_NORMS)}")
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
     errors, dL, multiply, N = [None] * len(network.layers), [], _multiplier(params), sum(network.units)
     for eps in _checked(network, x, noise):
         y, da, norm2 = _noisy_pass(network, multiply, trace, eps, differences=True)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
-        for l in range(len(da)):
-            _add_error(xp, errors, l, N * _quotient(xp, dL[-1], norm2[l] if norm == "layer" else sum(norm2)), da[l])
+        if norm == "network":
+            norm2 = [sum(norm2)] * len(da)  # ‖δa‖², (k, B)
+        for l, da_l in enumerate(da):
+            _add_error(xp, errors, l, N * _quotient(xp, dL[-1], norm2[l]), da_l)
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -139,8 +142,6 @@ def _times_derivative(layer, g, a):
 
 
 def _baseline_pass(network, params, x, t, loss, baseline):
-    if baseline is not None:
-        _check_noise(network, x, [eps[None] for eps in baseline])
     trace = forward(network, params, x, baseline)
     return trace, loss_of(loss, trace.y, t)
 
@@ -275,21 +276,13 @@ def _checked(network, x, noise):
         raise TypeError("noise must be an iterable of groups, each one array per layer; pass [eps], not an array")
     count = 0
     for group in noise:
-        _check_noise(network, x, group)
+        if len(group) != len(network.layers):
+            raise ValueError(f"a group of noise needs one array per layer, {len(network.layers)}, got {len(group)}; "
+                             "an iterable of groups is expected, pass [eps] for a single one")
+        if len(group[0]) == 0:
+            raise ValueError("a group of noise has no noise sample: arrays must be (k >= 1, B, *shape)")
+        check_noise(network, x, group, samples=len(group[0]))
         count += 1
         yield [to_rows(eps_l.reshape(-1, *eps_l.shape[2:])).reshape(*eps_l.shape[:2], -1) for eps_l in group]
     if count == 0:
         raise ValueError("noise has no group: a perturbation rule needs at least one noise sample")
-
-
-def _check_noise(network, x, group):
-    if len(group) != len(network.layers):
-        raise ValueError(f"noise needs one array per layer, {len(network.layers)}, got {len(group)}; "
-                         "an iterable of groups is expected, pass [eps] for a single one")
-    for l, eps_l in enumerate(group):
-        array_module(x, eps_l)
-        expected = (len(group[0]), len(x), *network.shapes[l + 1])
-        if eps_l.shape != expected or len(eps_l) == 0:
-            raise ValueError(f"noise of layer {l + 1} must be (k >= 1, {', '.join(map(str, expected[1:]))}), got {eps_l.shape}")
-        if eps_l.dtype != x.dtype:
-            raise TypeError(f"noise of layer {l + 1} must have x's dtype {x.dtype}, got {eps_l.dtype}")

@@ -16,7 +16,7 @@ from .functions import correct
 from .functions import loss as loss_of
 from .network import Params, forward, init_params, without_decorrelation
 from .optim import AdamState, adam_step, init_adam, sgd_step
-from .precision import SAMPLES, rounding_error, warn_of_rounding
+from .precision import MEASURED, rounding_error, warn_of_rounding
 
 CORRELATION_IMAGES = 1000  # the first so many training images are measured for correlation after every epoch
 
@@ -93,19 +93,20 @@ def training_step(config, network, state, x, t, step):
     The one transfer to the host is a vector of sums, which also tells whether anything is no longer finite: then Diverged.
     """
     update = compute_update(config, network, state.params, x, t, step)
-    if config.optimizer == "sgd":
-        sgd_step(learnable(state.params), _given(update.dW, update.db), config.lr)
-    else:
-        adam_step(learnable(state.params), _given(update.dW, update.db), state.adam, config.lr,
-                  eps_hat=config.optimizer == "adam-eps-hat")
-    for R, x_star in zip(state.params.R, update.trace.x_star):
-        if R is not None:
-            update_decorrelation(R, x_star, config.decor_lr)
+    apply_update(state.params, state.adam, update, lr=config.lr, alpha=config.decor_lr, eps_hat=config.optimizer == "adam-eps-hat")
     return update, _check_finite(config, state, update, t, step)
 
 
-def _given(*groups):
-    return [a for group in groups for a in group if a is not None]
+def apply_update(params, adam, update, *, lr, alpha, eps_hat=False):
+    """What follows an `Update`, in place: W and b by Adam, or by SGD if `adam` is None, and R, where there is one, by its own rule."""
+    updates = [d for d in (*update.dW, *update.db) if d is not None]
+    if adam is None:
+        sgd_step(learnable(params), updates, lr)
+    else:
+        adam_step(learnable(params), updates, adam, lr, eps_hat=eps_hat)
+    for R, x_star in zip(params.R, update.trace.x_star):
+        if R is not None:
+            update_decorrelation(R, x_star, alpha)
 
 
 def _check_finite(config, state, update, t, step):
@@ -197,7 +198,7 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
             save(state, "finished", checkpoint=False)  # complete its log, should it have been killed before that
             raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
         rule, decorrelate = rules.split_method(config.method)
-        x, y = (backend.xp.asarray(a[:SAMPLES]) for a in (data.x_train, data.y_train))
+        x, y = (backend.xp.asarray(a[:MEASURED]) for a in (data.x_train, data.y_train))
         x, t = prepare(x, config.dtype, moments), targets(y, data.classes, config.dtype)
         if rule != "bp":
             error = rounding_error(compute_update, config, network, state.params, x, t)
@@ -280,6 +281,13 @@ def _save_checkpoint(path, config, environment, state):
     runlog.write_checkpoint(path, asdict(config), environment, state.rows, arrays, counters)
 
 
+def params_from(arrays, xp=np):
+    """The Params among a checkpoint's arrays (`runlog.read_checkpoint`), on the device of `xp`."""
+    layers = range(sum(name.startswith("params/W/") for name in arrays))
+    return Params(*(tuple(xp.asarray(arrays[f"params/{name}/{l}"]) if f"params/{name}/{l}" in arrays else None for l in layers)
+                    for name in ("W", "b", "R")))
+
+
 def _resumed(config, environment, path, xp):
     """The state in a checkpoint, once it is sure that it is of this very run; epochs alone may differ."""
     saved = runlog.read_checkpoint(path)
@@ -290,13 +298,7 @@ def _resumed(config, environment, path, xp):
     if differ:
         raise ValueError(f"cannot resume {path.parent} with a changed configuration: {'; '.join(differ)}; start a new run instead")
     counters, arrays = saved["counters"], saved["arrays"]
-    layers = range(sum(name.startswith("params/W/") for name in arrays))
-
-    def restored(name):
-        return tuple(xp.asarray(arrays[f"{name}/{l}"]) if f"{name}/{l}" in arrays else None for l in layers)
-
-    params = Params(restored("params/W"), restored("params/b"), restored("params/R"))
-    adam = None
+    params, adam = params_from(arrays, xp), None
     if config.optimizer != "sgd":
         count = range(len(learnable(params)))
         adam = AdamState(*([xp.asarray(arrays[f"optimizer/{name}/{i}"]) for i in count] for name in ("m", "v")), t=counters["t"])

@@ -107,6 +107,11 @@ def test_mistakes(words, message, capsys):
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_a_place_for_data_that_are_made_here_is_refused(tmp_path, capsys):
+    assert lr_search.main([*TINY, "--data-dir", str(tmp_path), "--out", str(tmp_path / "s"), "--no-plot"]) == 2
+    assert "--data-dir has no effect on a synthetic data set: leave it out" in capsys.readouterr().err
+
+
 def test_another_search_is_not_overwritten(tmp_path, capsys):
     assert lr_search.main([*TINY, "--most", "1", "--out", str(tmp_path), "--no-plot"]) == 0
     before = (tmp_path / "search.h5").read_bytes()

@@ -170,6 +170,10 @@ def test_architectures_take_their_options():
 
 @pytest.mark.parametrize("make, words", [
     (lambda n, p, x, t: forward(n, p, x[:, 1:]), r"x must be \(B, 2, 3\), got \(2, 1, 3\)"),
+    (lambda n, p, x, t: forward(n, p, x.astype("float32")), "share one dtype, got float32 and float64$"),
+    (lambda n, p, x, t: forward(n, p, x, [x[:, 0, 0]]), "noise needs one array per layer, 2, got 1$"),
+    (lambda n, p, x, t: forward(n, p, x, [t[:, :4], t[:1]]), r"noise of layer 2 must be \(2, 5\), got \(1, 5\)$"),
+    (lambda n, p, x, t: forward(n, p, x, [t[:, :4], t.astype("float32")]), "noise of layer 2 must have x's dtype float64, got float32$"),
     (lambda n, p, x, t: check_batch(n, p, x[:, 1:], t), r"x must be \(B >= 1, 2, 3\), got \(2, 1, 3\)"),
     (lambda n, p, x, t: check_batch(n, p, x, t[:, 1:]), r"one target vector a sample, \(2, 5\), got \(2, 4\); turn labels into one-hot"),
     (lambda n, p, x, t: check_batch(n, p, x.astype("float32"), t), "share one dtype, got float32, float64$"),

@@ -7,8 +7,8 @@ from ..backend import array_module
 from ..decorrelation import update_decorrelation
 from ..layers import Conv, fold
 from ..network import Params, forward
-from ..optim import adam_step, init_adam, sgd_step
-from ..train import learnable
+from ..optim import init_adam
+from ..train import apply_update, learnable
 from .reference import STEPS
 
 
@@ -24,14 +24,7 @@ def self(case, xp=np):
         update = _update(case, network, params, x, t, eps, baseline)
         if step == 1:
             out |= _one_step(case, network, params, x, eps, update)
-        updates = [d for d in (*update.dW, *update.db) if d is not None]
-        if adam is None:
-            sgd_step(learnable(params), updates, case.lr)
-        else:
-            adam_step(learnable(params), updates, adam, case.lr, eps_hat=case.optimizer == "adam-eps-hat")
-        for r, x_star in zip(params.R, update.trace.x_star):
-            if r is not None:
-                update_decorrelation(r, x_star, case.alpha)
+        apply_update(params, adam, update, lr=case.lr, alpha=case.alpha, eps_hat=case.optimizer == "adam-eps-hat")
         if step in STEPS:
             out |= _after(f"after_{step}", params, adam)
     return out
