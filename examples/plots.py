@@ -1,9 +1,5 @@
-"""Pictures of runs, from their logs. Needs matplotlib.
+"""Pictures of runs, from their logs, for cifar10.py, reproduce.py, lr_search.py and benchmark.py. Needs matplotlib."""
 
-    python examples/plots.py PICTURE.png RUN_FOLDER...      test and train accuracy of several runs, a panel an architecture
-"""
-
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +7,6 @@ from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-from npref.runlog import read_log
 
 # One colour a rule, everywhere; decorrelated forms are solid, plain ones dashed.
 COLOURS = {"bp": "black", "np": "C3", "inp": "C2", "anp": "C0"}
@@ -48,25 +42,6 @@ def plot_run(log, path):
     config = log["config"]
     figure.suptitle(f"{config['method']} on {config['arch']}, {config['dataset']}, lr {config['lr']:g}, seed {config['seed']}",
                     fontsize="medium")
-    figure.savefig(path, dpi=120)
-    return path
-
-
-def plot_comparison(logs, path):
-    """Test accuracy (bold) and train accuracy (thin) against epochs, one panel an architecture, one line a run; returns the path."""
-    architectures = list(dict.fromkeys(log["config"]["arch"] for log in logs))
-    figure = Figure(figsize=(4.5 * len(architectures), 3.6), layout="constrained")
-    for axes, arch in zip(figure.subplots(1, len(architectures), squeeze=False)[0], architectures):
-        for log in (log for log in logs if log["config"]["arch"] == arch):
-            method, epochs = log["config"]["method"], [row["epoch"] for row in log["rows"]]
-            style = dict(color=COLOURS[method.removeprefix("d")], ls="-" if method.startswith("d") else "--")
-            axes.plot(epochs, [row["test_accuracy"] for row in log["rows"]], lw=1.8, label=method.upper(), **style)
-            axes.plot(epochs, [row["train_accuracy"] for row in log["rows"]], lw=0.7, **style)
-        axes.set(title=f"{arch}, {log['config']['dataset']}", xlabel="epoch", ylabel="accuracy (bold: test, thin: train)")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=120)
     return path
 
@@ -172,19 +147,3 @@ def plot_scaling(rows, path):
         axes.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=120)
     return path
-
-
-def main(arguments):
-    if len(arguments) < 2:
-        print("usage: python examples/plots.py PICTURE.png RUN_FOLDER...", file=sys.stderr)
-        return 2
-    try:
-        print(plot_comparison([read_log(Path(folder) / "log.h5") for folder in arguments[1:]], arguments[0]))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,7 @@ from recipes import RECIPES
 from npref.config import Config, default_lr
 from npref.runlog import read_log, replace_file
 
-# The data sets that may stand in a cell's place, best first; a run on another than the first is labelled with it.
+# The data sets that may stand in a cell's place, best first; a run on another than the cell's own is labelled with it.
 STAND_INS = {
     "cifar10": ("cifar10", "synthetic"),
     "cifar100": ("cifar100", "synthetic-cifar100"),

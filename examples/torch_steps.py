@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from npref import init_params, split_method
-from npref.config import Config
 from npref.decorrelation import moment_is_cheaper
 from npref.layers import Conv
 from npref.noise import draw
@@ -211,8 +210,9 @@ def check(name, config, network):
     """Raise ValueError unless this form's updates of W and R are npref's, in float64, on a few samples with npref's noise."""
     from npref.decorrelation import update_decorrelation
 
+    if config.loss != "cce":
+        raise ValueError(f"PyTorch's steps have the cross-entropy loss, got {config.loss}")
     config = replace(config, dtype="float64", batch_size=CHECKED)
-    assert isinstance(config, Config) and config.loss == "cce"
     rng = np.random.default_rng(1)
     params = init_params(network, dtype="float64", decorrelate=split_method(config.method)[1])
     params = replace(params, R=tuple(None if r is None else r + 0.01 * rng.standard_normal(r.shape) / len(r) ** 0.5 for r in params.R))

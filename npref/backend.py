@@ -92,8 +92,8 @@ def cache_block(xp: ModuleType) -> int:
 
 
 def cores() -> int:
-    """How many threads share elementwise work on the CPU: what OPENBLAS_NUM_THREADS or OMP_NUM_THREADS says, else every core."""
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    """How many threads share elementwise work on the CPU: what OPENBLAS_, MKL_ or OMP_NUM_THREADS says, else every core."""
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
         if os.environ.get(name, "").isdecimal() and int(os.environ[name]) > 0:
             return int(os.environ[name])
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,6 +21,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from .backend import cores
+
 FORMAT = 1
 USER_BLOCK = 512
 HEADER = f"npref run file, format {FORMAT}, sha256 of the HDF5 file after these {USER_BLOCK} bytes: ".encode()
@@ -34,9 +36,8 @@ def environment(backend):
     if backend.name != "numpy":
         versions[backend.name] = backend.xp.__version__
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
-    threads = [os.environ[name] for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS") if name in os.environ]
     return {**versions, "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
-            "threads": threads[0] if threads else str(os.cpu_count()),
+            "threads": str(cores()),
             "backend": backend.name, "device": backend.device, "platform": platform.platform(),
             "revision": source_revision(), "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
@@ -121,7 +122,7 @@ def lock(folder):
         file.close()
         raise OSError(f"another process is writing the run in {folder}: wait for it, or stop it") from error
     for path in Path(folder).iterdir():  # what a killed run left half written; nobody else is writing here now
-        if re.fullmatch(r"\.(log|checkpoint|alignment|search)\.h5\.\d+\.tmp", path.name):
+        if re.fullmatch(r"\.\w+\.h5\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)
     return file
 

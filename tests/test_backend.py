@@ -207,11 +207,14 @@ def test_a_device_gets_one_block(fake_cupy):
 
 
 def test_cores_are_those_that_blas_may_use(monkeypatch):
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     assert 1 <= backend.cores() <= os.cpu_count()
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert backend.cores() == 5
+    monkeypatch.setenv("MKL_NUM_THREADS", "4")
+    assert backend.cores() == 4
+    monkeypatch.delenv("MKL_NUM_THREADS")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     assert backend.cores() == 3
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "many")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from npref import datasets
-from npref.datasets import CIFAR10, CIFAR100, Archive, Dataset
+from npref.datasets import CIFAR10, CIFAR100, Archive, Dataset, command
 
 FILES = CIFAR10.members[:6]
 SYNTHETIC = ([78, 81, 21, 164, 116, 147, 163, 165], [39, 38, 53, 32, 28, 83, 101, 114])  # some pixels of it
@@ -315,6 +315,8 @@ def test_fetch_that_goes_wrong(archive, tmp_path):
     with pytest.raises(ValueError, match="nothing was kept"):
         datasets.fetch(spec, target, url=page.as_uri())
     assert list(target.iterdir()) == []
+    with pytest.raises(ValueError, match="sarcos_inv.mat has no published checksum: pass check"):
+        datasets.fetch(datasets.SARCOS_TRAIN, target, url=page.as_uri())
     lacking = Archive(spec.url, spec.size, spec.sha256, "box", ("a.bin", "missing.bin"))
     with pytest.raises(ValueError, match="expected a file box/missing.bin in it"):
         datasets.fetch(lacking, target, url=packed.as_uri())
@@ -322,18 +324,18 @@ def test_fetch_that_goes_wrong(archive, tmp_path):
 
 def test_fetch_command(archive, tmp_path, monkeypatch, capsys):
     packed, spec = archive
-    assert datasets.main(["fetch", "cifar10", "--data-dir", str(tmp_path / "d"), "--url", packed.as_uri()]) == 2
+    assert command.main(["fetch", "cifar10", "--data-dir", str(tmp_path / "d"), "--url", packed.as_uri()]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "expected 170052171 bytes" in err
     assert "with sha256 c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd" in err
-    monkeypatch.setattr(datasets, "ARCHIVES", {"cifar10": spec})
+    monkeypatch.setattr(datasets, "ARCHIVES", {"cifar10": (spec,)})
     monkeypatch.setattr(datasets, "load_cifar10", lambda folder: None)
     monkeypatch.setenv("NPREF_DATA", str(tmp_path / "env"))
-    assert datasets.main(["fetch", "cifar10", "--url", packed.as_uri()]) == 0
+    assert command.main(["fetch", "cifar10", "--url", packed.as_uri()]) == 0
     assert capsys.readouterr().out == f"cifar10: verified, in {tmp_path / 'env' / 'box'}\n"
     for arguments in (["fetch", "mnist"], ["fetch", "cifar10", "--timeout", "inf"], ["fetch", "cifar10", "--timeout", "0"]):
         with pytest.raises(SystemExit) as caught:
-            datasets.main(arguments)
+            command.main(arguments)
         assert caught.value.code == 2
 
 
@@ -380,8 +382,8 @@ def test_fetch_zip_that_goes_wrong(zipped, tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.html"
     page.write_text("<html>moved</html>")
     html = replace(spec, size=18, md5=hashlib.md5(page.read_bytes()).hexdigest())
-    monkeypatch.setattr(datasets, "ARCHIVES", {"tiny-imagenet": html})
-    assert datasets.main(["fetch", "tiny-imagenet", "--data-dir", str(tmp_path / "new"), "--url", page.as_uri()]) == 2
+    monkeypatch.setattr(datasets, "ARCHIVES", {"tiny-imagenet": (html,)})
+    assert command.main(["fetch", "tiny-imagenet", "--data-dir", str(tmp_path / "new"), "--url", page.as_uri()]) == 2
     assert capsys.readouterr().err == "error: File is not a zip file\n"
 
 
@@ -392,22 +394,22 @@ def test_official_checksums(tmp_path, capsys):
         ("cifar100", "expected 168513733 bytes with sha256 58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
         ("tiny-imagenet", "expected 248100043 bytes with md5 90528d7ca1a48142e341f4ef8d21d0de"),
     ):
-        assert datasets.main(["fetch", name, "--data-dir", str(tmp_path / "d"), "--url", page.as_uri()]) == 2
+        assert command.main(["fetch", name, "--data-dir", str(tmp_path / "d"), "--url", page.as_uri()]) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and words in err and "got 18 bytes" in err
 
 
 def test_show(binary, tmp_path, capsys):
-    assert datasets.main(["show", "cifar10", "--data-dir", str(binary.parent)]) == 0
+    assert command.main(["show", "cifar10", "--data-dir", str(binary.parent)]) == 0
     assert capsys.readouterr().out == (
         f"cifar10: {binary}\ntraining: 50000x3x32x32 of uint8, labels 50000 of int64\n"
         "test: 10000x3x32x32 of uint8, labels 10000 of int64\nclasses: 10; inputs: unit\nsamples: 50000 of 50000 + 10000 of 10000\n")
-    assert datasets.main(["show", "cifar100", "--data-dir", str(tmp_path)]) == 2
+    assert command.main(["show", "cifar100", "--data-dir", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: no CIFAR-100: ") and err.count("\n") == 1
     for arguments in (["show", "cifar10", "--dedup"], ["show", "sarcos", "--dedup", "--split-test"], ["show", "mnist"], ["show"]):
         with pytest.raises(SystemExit) as caught:
-            datasets.main(arguments)
+            command.main(arguments)
         assert caught.value.code == 2
     run = subprocess.run([sys.executable, "-m", "npref.datasets", "show", "sarcos", "--split-test", "--data-dir", str(tmp_path)],
                          capture_output=True, text=True)

@@ -6,7 +6,7 @@ import pytest
 from scipy.io import savemat
 
 from npref import datasets, noise
-from npref.datasets import SARCOS_TEST, SARCOS_TRAIN
+from npref.datasets import SARCOS_TEST, SARCOS_TRAIN, command
 
 TRAIN, TEST = (44_484, 28), (4_449, 28)
 NO_CHECKSUM = replace(SARCOS_TEST, size=None, sha256=None)
@@ -102,22 +102,22 @@ def test_damage_of_the_training_file(files, tmp_path):
 
 def test_fetch_records_the_checksum(files, rows, tmp_path, monkeypatch, capsys):
     target, mirror = tmp_path / "data", files.as_uri()
-    monkeypatch.setattr(datasets, "ARCHIVES", {"sarcos": (SARCOS_TRAIN, NO_CHECKSUM), "sarcos-split-test": NO_CHECKSUM})
-    assert datasets.main(["fetch", "sarcos", "--data-dir", str(target), "--url", mirror + "/"]) == 0
+    monkeypatch.setattr(datasets, "ARCHIVES", {"sarcos": (SARCOS_TRAIN, NO_CHECKSUM), "sarcos-split-test": (NO_CHECKSUM,)})
+    assert command.main(["fetch", "sarcos", "--data-dir", str(target), "--url", mirror + "/"]) == 0
     assert capsys.readouterr().out == f"sarcos: verified, in {target / 'sarcos_inv.mat'} and {target / 'sarcos_inv_test.mat'}\n"
     names = ["sarcos_inv.mat", "sarcos_inv.mat.sha256", "sarcos_inv_test.mat", "sarcos_inv_test.mat.sha256"]
     assert sorted(p.name for p in target.iterdir()) == names
     digest = hashlib.sha256((files / "sarcos_inv.mat").read_bytes()).hexdigest()
     assert (target / "sarcos_inv.mat.sha256").read_text() == f"{digest}  sarcos_inv.mat\n"
-    assert datasets.main(["fetch", "sarcos", "--data-dir", str(target), "--url", "file:///nowhere"]) == 0  # both are there
-    assert datasets.main(["show", "sarcos", "--data-dir", str(target)]) == 0
+    assert command.main(["fetch", "sarcos", "--data-dir", str(target), "--url", "file:///nowhere"]) == 0  # both are there
+    assert command.main(["show", "sarcos", "--data-dir", str(target)]) == 0
     assert "samples: 44484 of 44484 + 4449 of 4449" in capsys.readouterr().out
     changed = rows[1] + 1
     savemat(target / "sarcos_inv_test.mat", {"sarcos_inv_test": changed})  # nothing but the record tells
     with pytest.raises(ValueError, match="expected sha256 .*, as .*sarcos_inv_test.mat.sha256 records, got .* fetch sarcos-split-test"):
         datasets.load("sarcos", target)
-    assert datasets.main(["show", "sarcos", "--split-test", "--data-dir", str(target)]) == 2
-    assert datasets.main(["fetch", "sarcos-split-test", "--data-dir", str(target), "--url", mirror]) == 0
+    assert command.main(["show", "sarcos", "--split-test", "--data-dir", str(target)]) == 2
+    assert command.main(["fetch", "sarcos-split-test", "--data-dir", str(target), "--url", mirror]) == 0
     assert datasets.load("sarcos", target).fingerprint() == datasets.load("sarcos", files).fingerprint()
     (target / "sarcos_inv.mat.sha256").write_text("")
     with pytest.raises(ValueError, match="sarcos_inv.mat.sha256: expected 64 hexadecimal digits"):
@@ -129,7 +129,7 @@ def test_fetch_that_goes_wrong(files, rows, tmp_path, monkeypatch, capsys):
     mirror.mkdir()
 
     def fetch(name="sarcos-split-test", url=None):
-        assert datasets.main(["fetch", name, "--data-dir", str(target), "--url", url or mirror.as_uri()]) == 2
+        assert command.main(["fetch", name, "--data-dir", str(target), "--url", url or mirror.as_uri()]) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         return err
@@ -142,9 +142,9 @@ def test_fetch_that_goes_wrong(files, rows, tmp_path, monkeypatch, capsys):
     assert "names the folder that holds sarcos_inv_test.mat" in fetch(url="https://example.org/sarcos_inv_test.mat")
     assert "cannot download file:///nowhere/sarcos_inv_test.mat" in fetch(url="file:///nowhere")
     assert list(target.iterdir()) == []
-    monkeypatch.setattr(datasets, "ARCHIVES", {"sarcos-split-test": NO_CHECKSUM})
+    monkeypatch.setattr(datasets, "ARCHIVES", {"sarcos-split-test": (NO_CHECKSUM,)})
     target.joinpath("sarcos_inv_test.mat").write_text("<html>404</html>")  # put there by hand, and no MAT file
-    assert datasets.main(["fetch", "sarcos-split-test", "--data-dir", str(target), "--url", mirror.as_uri()]) == 0
+    assert command.main(["fetch", "sarcos-split-test", "--data-dir", str(target), "--url", mirror.as_uri()]) == 0
     capsys.readouterr()
     target.joinpath("sarcos_inv_test.mat").unlink()
     savemat(mirror / "sarcos_inv_test.mat", {"sarcos_inv_test": rows[1] + 1})

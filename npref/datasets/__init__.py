@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 
 from .cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
-from .command import main
 from .dataset import Dataset
 from .download import Archive, fetch, fetch_command
 from .sarcos import SARCOS_TEST, SARCOS_TRAIN, load_sarcos, load_sarcos_split_test, read_matrix
@@ -22,20 +21,20 @@ from .tiny_imagenet import TINY_IMAGENET, load_tiny_imagenet
 
 __all__ = [
     "ARCHIVES", "CIFAR10", "CIFAR100", "DATASETS", "PATTERN_STRENGTH", "SARCOS_TEST", "SARCOS_TRAIN", "TINY_IMAGENET", "Archive",
-    "Dataset", "archives", "available", "default_dir", "fetch", "find", "load", "load_cifar10", "load_cifar100", "load_found",
-    "load_sarcos", "load_sarcos_split_test", "load_tiny_imagenet", "main", "read_matrix", "search_path", "synthetic",
+    "Dataset", "available", "default_dir", "fetch", "find", "load", "load_cifar10", "load_cifar100", "load_found",
+    "load_sarcos", "load_sarcos_split_test", "load_tiny_imagenet", "read_matrix", "search_path", "synthetic",
     "synthetic_cifar100", "synthetic_sarcos", "synthetic_tiny_imagenet",
 ]
 
 DATASETS = ("auto", "cifar10", "cifar100", "tiny-imagenet", "sarcos", "sarcos-dedup", "sarcos-split-test",
             "synthetic", "synthetic-cifar100", "synthetic-tiny-imagenet", "synthetic-sarcos")
 ARCHIVES = {  # what each consists of
-    "cifar10": CIFAR10,
-    "cifar100": CIFAR100,
-    "tiny-imagenet": TINY_IMAGENET,
+    "cifar10": (CIFAR10,),
+    "cifar100": (CIFAR100,),
+    "tiny-imagenet": (TINY_IMAGENET,),
     "sarcos": (SARCOS_TRAIN, SARCOS_TEST),
     "sarcos-dedup": (SARCOS_TRAIN, SARCOS_TEST),
-    "sarcos-split-test": SARCOS_TEST,
+    "sarcos-split-test": (SARCOS_TEST,),
 }
 TITLES = {"cifar10": ("CIFAR-10", "synthetic"), "cifar100": ("CIFAR-100", "synthetic-cifar100"),
           "tiny-imagenet": ("Tiny ImageNet", "synthetic-tiny-imagenet"), "sarcos": ("SARCOS", "synthetic-sarcos"),
@@ -55,7 +54,7 @@ def load(name="auto", data_dir=None, limit_train=None, limit_test=None):
         return {"synthetic": synthetic, "synthetic-cifar100": synthetic_cifar100, "synthetic-tiny-imagenet": synthetic_tiny_imagenet,
                 "synthetic-sarcos": synthetic_sarcos}[name](**limits)
     wanted = "cifar10" if name == "auto" else name
-    places = [(archive, find(archive.place, data_dir)) for archive in archives(wanted)]
+    places = [(archive, find(archive.place, data_dir)) for archive in ARCHIVES[wanted]]
     if all(place is not None for _, place in places):
         return load_found(wanted, *[place for _, place in places]).limited(limit_train, limit_test)
     looked = ", ".join(str(place) for place in search_path(data_dir))
@@ -85,18 +84,12 @@ def load_found(name, *places):
 def available(name, data_dir=None):
     """Whether `load` would find the data set's files, which are not verified; True for "auto" and what is made here."""
     _check_name(name)
-    return name not in ARCHIVES or all(find(archive.place, data_dir) is not None for archive in archives(name))
+    return name not in ARCHIVES or all(find(archive.place, data_dir) is not None for archive in ARCHIVES[name])
 
 
 def _check_name(name):
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(DATASETS)}")
-
-
-def archives(name):
-    """ARCHIVES[name] as a tuple."""
-    found = ARCHIVES[name]
-    return found if isinstance(found, tuple) else (found,)
 
 
 def search_path(data_dir=None):

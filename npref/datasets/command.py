@@ -7,6 +7,8 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+from npref import datasets
+
 
 def parse(arguments, fetchable, names):
     parser = argparse.ArgumentParser(prog="python -m npref.datasets", description="Fetch and verify data sets.")
@@ -34,11 +36,9 @@ def parse(arguments, fetchable, names):
 
 def main(arguments=None):
     """Runs a command; returns the exit code."""
-    from npref import datasets  # which is not complete yet while it imports this file
-
     args = parse(arguments, datasets.ARCHIVES, datasets.DATASETS)
     try:
-        return {"fetch": run_fetch, "show": run_show}[args.command](args, datasets)
+        return {"fetch": run_fetch, "show": run_show}[args.command](args)
     except (OSError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -50,13 +50,13 @@ def main(arguments=None):
         return 130
 
 
-def run_fetch(args, datasets):
+def run_fetch(args):
     def report(done, size):
         if sys.stderr.isatty():
             print(f"\r{done / 1e6:.0f} of {size / 1e6:.0f} MB", end="" if done < size else "\n", file=sys.stderr, flush=True)
 
     target, places = args.data_dir or datasets.search_path()[0], []
-    for archive in datasets.archives(args.name):
+    for archive in datasets.ARCHIVES[args.name]:
         url, check = args.url, None
         if not archive.folder:  # a plain file, perhaps one of several
             if url is not None and url.endswith(".mat"):
@@ -69,7 +69,7 @@ def run_fetch(args, datasets):
     return 0
 
 
-def run_show(args, datasets):
+def run_show(args):
     data = datasets.load(args.name, args.data_dir)
     print(f"{data.name}: {data.source}")
     target = "targets" if data.regression else "labels"

@@ -50,8 +50,11 @@ def fetch(archive, target, *, url=None, timeout=30.0, report=None, check=None):
 
     The download goes to a .part file, which is renamed once size and checksum are right. Only the expected members are
     unpacked. Raises ConnectionError if it cannot be downloaded and ValueError if it is not the expected file.
-    check: a function of a path that raises ValueError if the file cannot be used; it judges a download without a known checksum.
+    check: a function of a path that raises ValueError if the file cannot be used; it judges a download without a published
+    checksum, which needs it.
     """
+    if check is None and archive.sha256 is None and archive.md5 is None:
+        raise ValueError(f"{archive.file} has no published checksum: pass check, a function that raises ValueError for another file")
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
     packed = target / archive.file
