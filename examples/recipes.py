@@ -106,7 +106,11 @@ WHY_FC3 = tuple(Cell("bp", "fc3", options=(option,), paper=(59.6, 51.5))
 WHY_CONV = (*(Cell(c.method, "conv", options=(("padding", 1),), paper=c.paper) for c in CONV if c.method in ("bp", "np", "anp", "danp")),
             *(Cell("np", "conv", options=(option,), paper=(45.2, 44.5))
               for option in (("inputs", "standard"), ("bias", True), ("lr", 5e-4), ("lr", 1e-3))),
-            *(Cell(c.method, "conv", options=(("lr", 1e-3),), paper=c.paper) for c in CONV if c.method in ("anp", "danp")))
+            *(Cell(c.method, "conv", options=(("lr", 1e-3),), paper=c.paper) for c in CONV if c.method in ("anp", "danp")),
+            Cell("anp", "conv", options=(("inputs", "standard"),), paper=(52.7, 49.9)),
+            Cell("bp", "conv", options=(("inputs", "standard"),), paper=(100, 62.1)),
+            *(Cell(c.method, "conv", options=(("inputs", "standard"), ("lr", lr)), paper=c.paper) for c in CONV
+              for lr in ((5e-4, 1e-3) if c.method in ("np", "anp") else (1e-3,) if c.method == "danp" else ())))
 AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options if option[0] != "decor_lr")) for c in TINY
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
 WHY_TINY = (*AT_PAPERS_ALPHA, replace(AT_PAPERS_ALPHA[0], options=(("init", "glorot"),)))
