@@ -64,7 +64,7 @@ def inp_update(N_l, dL, v_l, x_star):
 def anp_update(N, dL, da, l, x_star, per_layer=False):
     """Eq. 6, v2 §2.1.3: ΔW_l = N δL (δa_l / ‖δa‖²) x*ᵀ_{l-1}, with δa = (δa_1 … δa_L) and N = Σ_{l=1}^L N_l.
 
-    per_layer=True divides by ‖δa_l‖² instead, as v1 prints it; N stays the whole network's.
+    per_layer=True divides by ‖δa_l‖² instead, as v1's Eq. 6 has it (not its Appendix C); N stays the whole network's.
     """
     norm2 = norm(da[l]) ** 2 if per_layer else sum(norm(da_m) ** 2 for da_m in da)
     return N * dL * (da[l] / norm2) @ x_star.T

@@ -13,7 +13,7 @@ LOSSES = ("cce", "mse", "mse-mean")
 def activate(name, a, slope=0.2):
     """x = f(a), elementwise. `slope` is leaky_relu's for a < 0 (0 <= slope < 1).
 
-    step is 1 for a > 0 and 0 elsewhere; sign is 1 for a > 0 and -1 elsewhere.
+    step is 1 for a > 0 and 0 elsewhere; sign is 1 for a > 0 and -1 elsewhere. Raises ValueError for another name.
     """
     xp = array_module(a)
     match name:
@@ -61,7 +61,8 @@ def loss(name, y, t):
     mse       sum_i (t_i - y_i)^2            Algorithm 1 (v1)
     mse-mean  the same, averaged over the outputs
 
-    float64, because delta L is a small difference of two losses and its rounding should not be the loss's fault.
+    float64, because delta L is a small difference of two losses and its rounding should not be the loss's fault. Raises ValueError
+    for another name, or targets that do not fit.
     """
     xp = _check_targets(y, t)
     y, t = _wide(xp, y), _wide(xp, t)
@@ -76,7 +77,7 @@ def loss(name, y, t):
 
 
 def loss_gradient(name, y, t):
-    """dL/dy for each sample, in y's dtype: (B, n_out), (B, n_out) -> (B, n_out)."""
+    """dL/dy for each sample, in y's dtype: (B, n_out), (B, n_out) -> (B, n_out). Raises as `loss`."""
     xp = _check_targets(y, t)
     wide_y, wide_t = _wide(xp, y), _wide(xp, t)
     match name:

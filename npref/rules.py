@@ -2,7 +2,7 @@
 
 Every rule has the form ΔW_l = mean over samples of (error_l) x*ᵀ_{l-1}, with x* the clean pass's; the rules differ in the
 error. An update has the gradient's sign: it is to be subtracted. The decorrelated forms are the same functions on
-parameters that have R.
+parameters that have R. x (B, *input_shape) and t (B, n_out) are arrays of the parameters' dtype, and every rule returns an `Update`.
 
 Noise comes in as arrays: `noise` is an iterable of groups, a group is one array per layer, (k, B, *shape of the layer's
 output), and the k of all groups add up to K. Pass `[eps]` for a single group. Groups only bound memory; their results add.
@@ -23,7 +23,7 @@ from .functions import loss as loss_of
 from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
 from .network import Trace, check_batch, check_noise, forward, matrix
 
-ANP_NORMS = ("network", "layer")  # what Eq. 6 divides by: ‖δa‖² (v2), ‖δa_l‖² (v1's print)
+ANP_NORMS = ("network", "layer")  # what Eq. 6 divides by: ‖δa‖² (v2), ‖δa_l‖² (v1's Eq. 6)
 METHODS = ("bp", "np", "inp", "anp", "dbp", "dnp", "dinp", "danp")
 
 
@@ -50,9 +50,9 @@ def split_method(method):
 
 
 def bp_update(network, params, x, t, *, loss="cce"):
-    """Backpropagation, Eq. 1: error_l = g_l = dL/da_l, and g_{l-1} = f'(a_{l-1}) ⊙ (R_{l-1}ᵀ W_lᵀ g_l).
+    """Backpropagation, Eq. 1 (v2 §2.1): error_l = g_l = dL/da_l, and g_{l-1} = f'(a_{l-1}) ⊙ (R_{l-1}ᵀ W_lᵀ g_l).
 
-    Raises ValueError for an activation without a derivative.
+    Raises as `network.check_batch`, and ValueError for an activation without a derivative.
     """
     check_batch(network, params, x, t)
     trace = forward(network, params, x)
@@ -72,9 +72,11 @@ def bp_update(network, params, x, t, *, loss="cce"):
 
 
 def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None):
-    """Node perturbation, Eq. 3: error_l = δL ε_l / σ². Every layer is perturbed in the one noisy pass.
+    """Node perturbation, Eq. 3 (v2 §2.1.1): error_l = δL ε_l / σ². Every layer is perturbed in the one noisy pass.
 
-    baseline: noise of the pass that stands in for the clean one (v2 §3.4), one array (B, *shape) per layer.
+    sigma2: the variance σ² that the noise was drawn with. baseline: noise of the pass that stands in for the clean one (v2 §3.4),
+    one array (B, *shape) per layer; Eq. 3 keeps the noisy pass's own ε_l. Raises as `network.check_batch` and `check_noise`, and
+    ValueError for σ² ≤ 0.
     """
     xp = check_batch(network, params, x, t)
     if not sigma2 > 0:
@@ -90,7 +92,10 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
 
 
 def inp_update(network, params, x, t, noise, *, loss="cce"):
-    """Iterative node perturbation, Eq. 5: error_l = N_l δL_l v_l / ‖v_l‖², δL_l from a pass with noise v_l in layer l alone."""
+    """Iterative node perturbation, Eq. 5 (v2 §2.1.2): error_l = N_l δL_l v_l / ‖v_l‖², δL_l from a pass with noise v_l in layer l alone.
+
+    Raises as `network.check_batch` and `check_noise`.
+    """
     xp = check_batch(network, params, x, t)
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, None)
     errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params)
@@ -102,9 +107,10 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
 
 
 def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm="network"):
-    """Activity-based node perturbation, Eq. 6: error_l = N δL δa_l / ‖δa‖², with δa = ã - a and N = Σ_{l=1}^L N_l.
+    """Activity-based node perturbation, Eq. 6 (v2 §2.1.3): error_l = N δL δa_l / ‖δa‖², with δa = ã - a and N = Σ_{l=1}^L N_l.
 
-    norm="layer" divides by ‖δa_l‖² instead (v1's print). baseline: as for np_update; δa is then a difference of noisy passes.
+    norm="layer" divides by ‖δa_l‖² instead (v1's Eq. 6). baseline: as for np_update; δa is then a difference of noisy
+    passes. Raises as `network.check_batch` and `check_noise`, and ValueError for another norm.
     """
     xp = check_batch(network, params, x, t)
     if norm not in ANP_NORMS:
