@@ -5,6 +5,7 @@ the tolerance |out - ref| <= c·eps·scale. It knows what cancels, and what foll
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -157,12 +158,12 @@ def _one_step(case, c, W, b, R, layouts, tracked):
         out[f"a/{l}"] = stack([s[1][l] for s in clean])
         out[f"x/{l}"] = stack([s[2][l + 1] for s in clean])
     out["loss"] = stack([loss for loss, _ in judged])
-    terms = [[] for _ in range(L)]  # (error, x*) of every sample and noise sample
+    terms = [[] for _ in range(L)]  # (rule, which waits for x*, and x*) of every sample and noise sample
     if case.rule == "bp":
         g = [eq.gradients(judged[i][1], W, R, clean[i][1], f_prime, fold) for i in range(B)]
         for l in reversed(range(L)):
             out[f"g/{l}"] = stack([g[i][l] for i in range(B)])
-            terms[l] = [(lambda x, g=g[i][l]: eq.bp_update(g, x), clean[i][0][l]) for i in range(B)]
+            terms[l] = [(partial(eq.bp_update, g[i][l]), clean[i][0][l]) for i in range(B)]
     else:
         K = len(case.eps[0])
         passes = range(L) if case.rule == "inp" else (None,)  # None: noise in every layer
@@ -194,10 +195,9 @@ def _one_step(case, c, W, b, R, layouts, tracked):
             for l in range(L) if p is None else (p,):
                 dL_i, e, x_star = dL[k, p, i], noise[k, i][l], (run if c.noisy_inputs else clean[i])[0][l]
                 rule = {
-                    "np": lambda x, dL=dL_i, e=e: eq.np_update(dL, e, case.sigma2, x),
-                    "inp": lambda x, dL=dL_i, e=e, n=units[l]: eq.inp_update(root(n), dL, e, x),
-                    "anp": lambda x, dL=dL_i, d=da[k, p, i], l=l: eq.anp_update(root(N), dL, d, l, x,
-                                                                              c.layer_norm or case.anp_norm == "layer"),
+                    "np": partial(eq.np_update, dL_i, e, case.sigma2),
+                    "inp": partial(eq.inp_update, root(units[l]), dL_i, e),
+                    "anp": partial(eq.anp_update, root(N), dL_i, da[k, p, i], l, per_layer=c.layer_norm or case.anp_norm == "layer"),
                 }[case.rule]
                 terms[l].append((rule, x_star))
     for l in range(L):
