@@ -50,6 +50,11 @@ def cells(arch, figures, dataset="cifar10", **more):
     return tuple(Cell(method, arch, dataset, paper=paper, **more) for method, paper in figures.items())
 
 
+def variants(cells, methods, *options):
+    """The cells of these methods with other options, of which each is a list of pairs."""
+    return tuple(replace(c, options=tuple(option)) for c in cells if c.method in methods for option in options)
+
+
 # v2, Table 3: peak accuracies on CIFAR-10, % (train, test). CCE, Adam, the rates of Table 2.
 FC1 = cells("fc1", {"bp": (41.3, 39.3), "dbp": (44.9, 40.9), "np": (38.5, 38.2), "dnp": (42.8, 40.2)})
 FC3 = cells("fc3", {"bp": (59.6, 51.5), "dbp": (99.6, 54.3), "np": (28.1, 28.1), "dnp": (44.9, 42.1), "anp": (30.4, 30.6),
@@ -71,7 +76,7 @@ TINY = (Cell("bp", "conv-tiny", "tiny-imagenet", paper=(55.5, 14.5)),
                                    ("danp", 100, (35.4, 12.0)), ("dinp", 1, (2.0, 2.0)), ("dinp", 10, (11.4, 8.1)),
                                    ("dinp", 30, (26.7, 11.8)), ("dinp", 100, (60.8, 13.4)), ("dnp", 100, (9.7, 7.5)))))
 
-# v2, Appendix J: final test loss. SGD; the squared error is averaged over the seven torques and the batch.
+# v2, Appendix J: final test loss. Inferred: SGD, as the doubling of rates is v1's, and the squared error averaged over the torques.
 SARCOS_OPTIONS = (("loss", "mse-mean"), ("optimizer", "sgd"))
 SARCOS = tuple(Cell(method, "sarcos", "sarcos", SARCOS_OPTIONS + ((("decor_lr", 1e-4),) if method in ("dnp", "danp") else ()),
                     (None, loss), search=1e-7)
@@ -96,24 +101,19 @@ V1_CONV = v1_cells("conv", {"np": (None, 5.5, 5.8), "dnp": (None, 38.6, 18.6), "
 V1_NOISY_BASELINE = tuple(Cell(c.method, c.arch, c.dataset, (*c.options, ("noisy_baseline", True)), search=1e-6)
                           for c in V1_FC3 if c.method in ("dnp", "danp"))
 
-# What the paper's text leaves open, one thing at a time, where a cell of Table 3 comes out otherwise than printed.
-WHY_FC1 = tuple(Cell(method, "fc1", options=(option,), paper=paper) for method, paper in (("bp", (41.3, 39.3)), ("np", (38.5, 38.2)))
-                for option in (("bias", True), ("optimizer", "adam-eps-hat"), ("init", "glorot"), ("init", "uniform"),
-                               ("inputs", "standard"), ("lr", 5e-4), ("lr", 2e-3)))
-WHY_FC3 = tuple(Cell("bp", "fc3", options=(option,), paper=(59.6, 51.5))
-                for option in (("lr", 5e-5), ("bias", True), ("optimizer", "adam-eps-hat"), ("init", "glorot"), ("init", "uniform"),
-                               ("slope", 0.01)))
-WHY_CONV = (*(Cell(c.method, "conv", options=(("padding", 1),), paper=c.paper) for c in CONV if c.method in ("bp", "np", "anp", "danp")),
-            *(Cell("np", "conv", options=(option,), paper=(45.2, 44.5))
-              for option in (("inputs", "standard"), ("bias", True), ("lr", 5e-4), ("lr", 1e-3))),
-            *(Cell(c.method, "conv", options=(("lr", 1e-3),), paper=c.paper) for c in CONV if c.method in ("anp", "danp")),
-            Cell("anp", "conv", options=(("inputs", "standard"),), paper=(52.7, 49.9)),
-            Cell("bp", "conv", options=(("inputs", "standard"),), paper=(100, 62.1)),
-            *(Cell(c.method, "conv", options=(("inputs", "standard"), ("lr", lr)), paper=c.paper) for c in CONV
-              for lr in ((5e-4, 1e-3) if c.method in ("np", "anp") else (1e-3,) if c.method == "danp" else ())))
+# What the paper's text leaves open, one thing at a time (on conv also two), where a cell of Table 3 comes out otherwise than printed.
+BIAS, EPS_HAT, GLOROT, UNIFORM, STANDARD = (("bias", True), ("optimizer", "adam-eps-hat"), ("init", "glorot"), ("init", "uniform"),
+                                            ("inputs", "standard"))
+WHY_FC1 = variants(FC1, ("bp", "np"), *([option] for option in (BIAS, EPS_HAT, GLOROT, UNIFORM, STANDARD, ("lr", 5e-4), ("lr", 2e-3))))
+WHY_FC3 = variants(FC3, ("bp",), *([option] for option in (("lr", 5e-5), BIAS, EPS_HAT, GLOROT, UNIFORM, ("slope", 0.01))))
+WHY_CONV = (*variants(CONV, ("bp", "np", "anp", "danp"), [("padding", 1)]),
+            *variants(CONV, ("bp", "anp"), [STANDARD]),
+            *variants(CONV, ("np",), [STANDARD], [BIAS], [("lr", 5e-4)]),
+            *variants(CONV, ("np", "anp", "danp"), [("lr", 1e-3)], [STANDARD, ("lr", 1e-3)]),
+            *variants(CONV, ("np", "anp"), [STANDARD, ("lr", 5e-4)]))
 AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options if option[0] != "decor_lr")) for c in TINY
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
-WHY_TINY = (*AT_PAPERS_ALPHA, replace(AT_PAPERS_ALPHA[0], options=(("init", "glorot"),)))
+WHY_TINY = AT_PAPERS_ALPHA + variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT])
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
