@@ -13,8 +13,8 @@ from .rules import ANP_NORMS, split_method
 
 DTYPES = ("float32", "float64")
 
-# Adam's learning rates, v2 Table 2: the cells that the paper fills and that can be placed with certainty. `default_lr` makes a
-# stated choice for the others.
+# Adam's learning rates, v2 Table 2. Its empty cells are gone from the text; rows that have fewer rates than columns are placed by where Tables
+# 3 and 4 have results, so that NP's 1e-4 could be conv's, and DNP's last 1e-3, too. `default_lr` makes a stated choice for the others.
 TABLE_2 = {
     ("bp", "fc1"): 1e-3, ("bp", "fc3"): 1e-4, ("bp", "conv"): 1e-3, ("bp", "conv-tiny"): 1e-4,
     ("dbp", "fc1"): 1e-3, ("dbp", "fc3"): 1e-3, ("dbp", "conv"): 1e-3,
