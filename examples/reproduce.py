@@ -346,7 +346,8 @@ def work(jobs, args, stop, recorded):
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 code = running.pop(job).returncode
                 status, rows = job.rows()
-                if code == 2 and "another process is writing" in last_line(job):  # it was a moment faster
+                if code == 2 and ("another process is writing" in (said := last_line(job))
+                                  or "holds a run already" in said and going_on(job)):  # another was a moment faster
                     waiting.append(job)
                     continue
                 ok = job.done() and (job.log == "log.h5" or code in (0, 3))  # a run killed as it ended need only complete its log
@@ -371,13 +372,17 @@ def work(jobs, args, stop, recorded):
 def start(job, args):
     """The job's process, in a session of its own, so that Ctrl-C reaches it once, by way of us. Its words go to output.txt."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    going_on = job.log != "search.h5" and (job.folder / ("checkpoint.h5" if job.log == "log.h5" else job.log)).exists()
     env = dict(os.environ)
     if args.jobs > 1:
         env.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores() // args.jobs)))
     with open(job.folder / "output.txt", "w") as output:
-        return subprocess.Popen([sys.executable, str(HERE / job.script), *job.arguments, *(["--resume"] if going_on else [])], env=env,
+        return subprocess.Popen([sys.executable, str(HERE / job.script), *job.arguments, *(["--resume"] if going_on(job) else [])], env=env,
                                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def going_on(job):
+    """Whether a script is to be told to go on with what is in its folder; a search does so unasked."""
+    return job.log != "search.h5" and (job.folder / ("checkpoint.h5" if job.log == "log.h5" else job.log)).exists()
 
 
 def last_line(job):

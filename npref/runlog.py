@@ -110,17 +110,24 @@ def _read_head(file):
 
 
 def lock(folder):
-    """Take the folder for this process, until `unlock` or its end. Raises OSError if another run is writing there."""
-    file = open(Path(folder) / ".lock", "w")
-    try:
-        import fcntl
+    """Take the folder for this process, until `unlock` or its end. Raises OSError if another run is writing there, or nobody can."""
+    path = Path(folder) / ".lock"
+    while True:
+        file = open(path, "w")
+        try:
+            import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ModuleNotFoundError:
-        pass  # not a POSIX system: no lock to be had
-    except OSError as error:
-        file.close()
-        raise OSError(f"another process is writing the run in {folder}: wait for it, or stop it") from error
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+            file.close()  # a file that `unlock` removed after it was opened here: another may have taken its place
+        except ModuleNotFoundError:
+            break  # not a POSIX system: no lock to be had
+        except FileNotFoundError:
+            file.close()
+        except BlockingIOError as error:
+            file.close()
+            raise OSError(f"another process is writing the run in {folder}: wait for it, or stop it") from error
     for path in Path(folder).iterdir():  # what a killed run left half written; nobody else is writing here now
         if re.fullmatch(r"\.\w+\.h5\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)
@@ -128,7 +135,7 @@ def lock(folder):
 
 
 def locked(folder):
-    """Whether some process, this one or another, has taken the folder."""
+    """Whether some process, this one or another, has taken the folder. Raises OSError where that cannot be told."""
     path = Path(folder) / ".lock"
     try:
         import fcntl
@@ -137,7 +144,7 @@ def locked(folder):
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except (FileNotFoundError, ModuleNotFoundError):
         return False
-    except OSError:
+    except BlockingIOError:
         return True
     return False  # what a killed process left behind
 

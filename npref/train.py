@@ -184,12 +184,12 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
 
     with ExitStack() as held:  # the lock on the folder, until the last epoch or an error
         if out is not None and not resume:
-            taken = [name for name in ("log.h5", "checkpoint.h5") if (out / name).exists()]
-            if taken:
-                raise FileExistsError(f"{out} holds a run already ({', '.join(taken)}): resume it, or choose another folder")
             out.mkdir(parents=True, exist_ok=True)
         if out is not None and out.is_dir():
             held.callback(runlog.unlock, runlog.lock(out))
+        taken = [name for name in ("log.h5", "checkpoint.h5") if out is not None and (out / name).exists()]
+        if taken and not resume:
+            raise FileExistsError(f"{out} holds a run already ({', '.join(taken)}): resume it, or choose another folder")
         if resume:
             state = _resumed(config, environment, out / "checkpoint.h5", backend.xp)
         else:

@@ -121,3 +121,35 @@ def test_lock(tmp_path):
 def test_a_numpy_that_does_not_tell_its_blas(monkeypatch):
     monkeypatch.setattr(np, "show_config", lambda mode: {})
     assert runlog.environment(get_backend("numpy"))["blas"] == "unknown"
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_lock_that_is_given_back_meanwhile_is_not_taken_for_the_new_one(tmp_path, monkeypatch, behind):
+    """The holder removes its file after we opened it and before we lock it; `behind`: another has put its own there."""
+    fcntl = pytest.importorskip("fcntl")
+    flock, calls = fcntl.flock, []
+
+    def meanwhile(file, how):
+        if not calls:
+            (tmp_path / ".lock").unlink()
+            if behind:
+                (tmp_path / ".lock").touch()
+        calls.append(how)
+        return flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", meanwhile)
+    held = runlog.lock(tmp_path)
+    assert len(calls) == 2 and os.path.samestat(os.fstat(held.fileno()), (tmp_path / ".lock").stat())
+    with pytest.raises(OSError, match="another process is writing"):
+        runlog.lock(tmp_path)
+    runlog.unlock(held)
+
+
+def test_what_can_be_locked_by_nobody_is_not_taken_for_locked(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / ".lock").mkdir()
+    for folder in (tmp_path / "file", tmp_path):
+        with pytest.raises(OSError, match="Not a directory|Is a directory"):
+            runlog.locked(folder)
+        with pytest.raises(OSError, match="Not a directory|Is a directory"):
+            runlog.lock(folder)
