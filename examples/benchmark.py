@@ -28,11 +28,11 @@ from npref import BackendUnavailable, get_backend, init_adam, split_method, sync
 from npref import loss as loss_of
 from npref.backend import BACKENDS, cores, keep_freed_memory
 from npref.batches import prepare
-from npref.config import DTYPES, Config
+from npref.config import Config
 from npref.decorrelation import moment_is_cheaper
 from npref.functions import one_hot
 from npref.layers import Conv, unfold, weight_shape
-from npref.network import ARCHITECTURES
+from npref.network import ARCHITECTURES, DTYPES
 from npref.noise import KINDS
 from npref.optim import adam_step
 from npref.rules import group_size

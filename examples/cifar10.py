@@ -17,9 +17,9 @@ from pathlib import Path
 from npref import METHODS, BackendUnavailable, datasets, get_backend
 from npref.backend import BACKENDS
 from npref.batches import INPUTS
-from npref.config import DTYPES, Config, default_lr
+from npref.config import Config, default_lr
 from npref.functions import ACTIVATIONS, LOSSES
-from npref.network import ARCHITECTURES, INITS
+from npref.network import ARCHITECTURES, DTYPES, INITS
 from npref.noise import KINDS
 from npref.optim import OPTIMIZERS
 from npref.rules import ANP_NORMS
@@ -126,7 +126,7 @@ def main(arguments=None):
 def any_letters():
     """Let a terminal without Greek letters show ?, and the run go on."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed by the caller
+        if hasattr(stream, "reconfigure"):  # neither closed by the caller nor put in another's place
             stream.reconfigure(errors="replace")
 
 

@@ -36,6 +36,8 @@ def search(config, data, start, *, seeds=(0,), factor=2.0, patience=3, most=MOST
     """
     rows = list(rows)
     while not ended(rows, patience, most):
+        if math.log(start) + len(rows) * math.log(factor) > math.log(sys.float_info.max):
+            return  # the next rate is no number
         lr = start * factor ** len(rows)
         row = dict.fromkeys(ROW, 0.0) | {"lr": lr}
         try:
@@ -79,8 +81,8 @@ def parse(arguments):
     for name, least in (("start", 0), ("factor", 1)):
         if not least < getattr(args, name) < math.inf:
             parser.error(f"--{name} must be above {least} and finite, got {getattr(args, name)}")
-    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
-        parser.error(f"--seeds must be different ones, at least 0, got {' '.join(map(str, args.seeds))}")
+    if min(args.seeds) < 0 or max(args.seeds) >= 2**64 or len(set(args.seeds)) < len(args.seeds):
+        parser.error(f"--seeds must be different ones, at least 0 and below 2^64, got {' '.join(map(str, args.seeds))}")
     for name in ("patience", "most"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")

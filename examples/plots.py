@@ -1,5 +1,6 @@
 """Pictures of runs, from their logs, for cifar10.py, reproduce.py, lr_search.py and benchmark.py. Needs matplotlib."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from npref.runlog import replace_file
 
 # One colour a rule, everywhere; decorrelated forms are solid, plain ones dashed.
 COLOURS = {"bp": "black", "np": "C3", "inp": "C2", "anp": "C0"}
@@ -42,7 +45,7 @@ def plot_run(log, path):
     config = log["config"]
     figure.suptitle(f"{config['method']} on {config['arch']}, {config['dataset']}, lr {config['lr']:g}, seed {config['seed']}",
                     fontsize="medium")
-    figure.savefig(path, dpi=120)
+    _write(figure, path, "png", dpi=120)
     return path
 
 
@@ -118,10 +121,17 @@ def blend(colour, share):
 
 def save(figure, path):
     """PNG at `path` and SVG beside it, with nothing in them that changes from one time to the next; returns the path."""
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    _write(figure, path, "png", dpi=120, metadata={"Software": None})
     with rc_context({"svg.hashsalt": "npref"}):
-        figure.savefig(Path(path).with_suffix(".svg"), metadata={"Date": None})
+        _write(figure, Path(path).with_suffix(".svg"), "svg", metadata={"Date": None})
     return path
+
+
+def _write(figure, path, kind, **options):
+    """The picture as a whole, or the one that is there stays."""
+    drawn = BytesIO()
+    figure.savefig(drawn, format=kind, **options)
+    replace_file(path, drawn.getvalue())
 
 
 def plot_scaling(rows, path):
@@ -145,5 +155,5 @@ def plot_scaling(rows, path):
         axes.set(xlabel=label, ylabel="seconds a step (dash: products alone)", ylim=(0, None), xlim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=120)
+    _write(figure, path, "png", dpi=120)
     return path

@@ -28,6 +28,7 @@ from results import (
     alignment_name,
     alignment_of,
     cell_config,
+    config_of,
     curves,
     gather,
     kind_of,
@@ -47,6 +48,7 @@ from npref.runlog import locked, read_log, replace_file
 from npref.train import Interrupted
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "data" / "results"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
@@ -92,7 +94,7 @@ def parse(arguments):
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs (default: runs/reproduce)")
-    shared.add_argument("--results", type=Path, default=HERE.parent / "data" / "results", help="recorded results (default: data/results)")
+    shared.add_argument("--results", type=Path, default=RESULTS, help="recorded results (default: data/results)")
     names = dict(choices=[*RECIPES, *NOT_RUN], metavar="NAME", help="a table or figure, as `list` names them")
     shown = argparse.ArgumentParser(add_help=False, parents=[shared])
     shown.add_argument("--own", action="store_true", help="show the runs under --runs only (default: recorded ones too)")
@@ -130,6 +132,10 @@ def parse(arguments):
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if min(getattr(args, "seeds", None) or [0]) < 0:
         parser.error(f"--seeds must be at least 0, got {min(args.seeds)}")
+    if getattr(args, "own", False) and args.results != RESULTS:
+        parser.error("--results has no effect with --own: leave one out")
+    if args.command == "run" and args.synthetic and args.data_dir is not None:
+        parser.error("--data-dir has no effect with --synthetic: leave one out")
     if args.command == "run" and args.synthetic + args.dedup + args.split_test > 1:
         parser.error("--synthetic, --dedup and --split-test exclude one another: give one")
     return args
@@ -487,7 +493,7 @@ def show_table(args, stop):
     if args.into is None:
         print(text, end="\n" if text else "")
         return 0
-    before, begin, rest = args.into.read_text().partition(BEGIN)
+    before, begin, rest = args.into.read_bytes().decode().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         raise ValueError(f"{args.into}: expected a line {BEGIN} and after it a line {END}, for the table to go between")
@@ -503,6 +509,8 @@ def draw(args, stop):
     except ImportError as error:
         raise ValueError(f"plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
     logs, out = shown_logs(args), args.out or args.runs
+    if not logs:
+        raise ValueError(f"nothing to draw: expected runs in {args.runs}" + ("" if args.own else f" or {args.results}"))
     out.mkdir(parents=True, exist_ok=True)
     for name in args.names or RECIPES:
         if name in NOT_RUN:
@@ -528,10 +536,11 @@ def keep(args, stop):
     recorded, own = gather(args.results, None), gather(None, args.runs)
     whole = {name: log for name, log in own.items() if log["status"].startswith(("finished", "diverged"))
              and not any(log["config"].get(limit) for limit in ("limit_train", "limit_test"))
-             and not log["config"]["dataset"].startswith("synthetic")}
+             and not log["config"]["dataset"].startswith("synthetic")
+             and (kind_of(log) != "train" or name == run_name(config_of(log)))}  # whoever makes a folder can name it after another run
     kept = recorded | {name: log for name, log in whole.items() if len(log["rows"]) >= len(recorded.get(name, {"rows": ()})["rows"])}
-    print(f"{record(args.results, kept)} runs recorded in {args.results}; {len(own) - len(whole)} are unfinished, on stand-ins or on part "
-          "of the data, and were left out")
+    print(f"{record(args.results, kept)} runs recorded in {args.results}; {len(own) - len(whole)} are unfinished, on stand-ins, on part of "
+          "the data or in a folder of another name, and were left out")
     return 0
 
 

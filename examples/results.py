@@ -74,15 +74,31 @@ def write_text(path, log):
 
 def read_text(path):
     """What `write_text` wrote, as a dict like `read_log`'s. Raises ValueError for another kind of file."""
-    head, names, *lines = (Path(path).read_text() + "\n\n").splitlines()
+    head, names, *lines = (Path(path).read_bytes().decode(errors="replace") + "\n\n").splitlines()
     if not head.startswith("# {"):
         raise ValueError(f"{path}: expected a log as text, beginning with '# {{', got {head[:40]!r}")
     try:
         rows = [{name: int(word) if word.lstrip("-").isdecimal() else float(word)
                  for name, word in zip(names.split("\t"), line.split("\t"), strict=True)} for line in lines if line]
-        return {**json.loads(head[2:]), "rows": rows}
-    except ValueError as error:
+        log = {**json.loads(head[2:]), "rows": rows}
+        check_complete(log)
+        return log
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: damaged ({error}); take a copy of it, or delete it and record the run again") from error
+
+
+def check_complete(log):
+    """Raise ValueError unless the log has what one of its kind must have."""
+    lacking = [name for name in ("config", "environment", "status") if not log.get(name)] or [
+        name for name in ("revision", "device", "threads", "backend") if name not in log["environment"]]
+    if not lacking:
+        kind, rows = kind_of(log), log["rows"]
+        needed = {"train": ("epoch", "train_loss", "test_loss", "seconds"), "search": ("lr", "train_loss"), "alignment": ("angle", "layer")}
+        lacking = [name for name in needed[kind] if rows and name not in rows[0]]
+    if lacking:
+        raise ValueError(f"without {', '.join(lacking)}")
+    if log["status"] == "finished" and len(rows) < (log["config"]["epochs"] if kind == "train" else 1):
+        raise ValueError(f"finished, but of {len(rows)} rows")
 
 
 def gather(results, runs):
@@ -96,8 +112,9 @@ def gather(results, runs):
             continue
         try:
             log, name = read_log(path), path.parent.name
+            check_complete(log)
         except ValueError as error:
-            print(f"warning: left out: {error}", file=sys.stderr)
+            print(f"warning: left out: {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
             continue
         if len(log["rows"]) >= len(logs.get(name, {"rows": ()})["rows"]):
             logs[name] = log

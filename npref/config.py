@@ -6,15 +6,13 @@ from numbers import Real
 from .backend import BACKENDS
 from .batches import INPUTS
 from .functions import ACTIVATIONS, LOSSES
-from .network import ARCHITECTURES, INITS, architecture
+from .network import ARCHITECTURES, DTYPES, INITS, architecture
 from .noise import KINDS
 from .optim import OPTIMIZERS
 from .rules import ANP_NORMS, split_method
 
-DTYPES = ("float32", "float64")
-
-# Adam's learning rates, v2 Table 2. Its empty cells are gone from the text; rows that have fewer rates than columns are placed by where Tables
-# 3 and 4 have results, so that NP's 1e-4 could be conv's, and DNP's last 1e-3, too. `default_lr` makes a stated choice for the others.
+# Adam's learning rates, v2 Table 2. Its empty cells are gone from the text; rows with fewer rates than columns are placed by where Tables 3
+# and 4 have results, so that NP's 1e-4 could be conv's, and DNP's last 1e-3, too. `default_lr` makes a stated choice for the others.
 TABLE_2 = {
     ("bp", "fc1"): 1e-3, ("bp", "fc3"): 1e-4, ("bp", "conv"): 1e-3, ("bp", "conv-tiny"): 1e-4,
     ("dbp", "fc1"): 1e-3, ("dbp", "fc3"): 1e-3, ("dbp", "conv"): 1e-3,
@@ -86,8 +84,9 @@ class Config:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {value!r}")
-            if not least <= value < 2**64:
-                raise ValueError(f"{name} must be at least {least} and below 2^64, got {value}")
+            below = 64 if name == "seed" else 63
+            if not least <= value < 2**below:
+                raise ValueError(f"{name} must be at least {least} and below 2^{below}, got {value}")
         for name in ("noisy_baseline", "bias", "eval_train"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")

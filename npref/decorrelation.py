@@ -19,11 +19,16 @@ def update_decorrelation(R, x_star, alpha):
     For a convolution the rows are the patches of all samples and positions. With M rows and n inputs the moment times R costs
     M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M - diag(s) R, s = ⟨(x*)²⟩, costs 2 M n² instead.
 
-    On inputs that stay the same it overshoots from R = I on, and R grows without end, where α exceeds `overshoot_limit`.
+    On inputs that stay the same it overshoots from R = I on, and R grows without end, where α exceeds `overshoot_limit`. Raises
+    ValueError for shapes, TypeError for dtypes that do not fit.
     """
     xp = array_module(R, x_star)
     if x_star.ndim != 2 or R.shape != (x_star.shape[1],) * 2:
         raise ValueError(f"R must be (n_in, n_in) and x_star (M, n_in), got {R.shape} and {x_star.shape}")
+    if len(x_star) == 0:
+        raise ValueError("x_star must have at least one row")
+    if x_star.dtype != R.dtype or R.dtype.kind not in "fc":
+        raise TypeError(f"R and x_star must share one floating-point dtype, got {R.dtype} and {x_star.dtype}")
     M, n = x_star.shape
     if moment_is_cheaper(M, n):
         moment = x_star.T @ x_star  # (n_in, n_in), BLAS computes one half

@@ -36,9 +36,11 @@ def activate(name, a, slope=0.2):
 def derivative(name, a, slope=0.2):
     """f'(a), elementwise, from the pre-activation (at a kink: the left side's value). `slope` as in `activate`, 0 <= slope < 1.
 
-    Raises ValueError for step and sign, which have none: use a perturbation rule, which needs no derivative.
+    Raises ValueError for step and sign, which have none: use a perturbation rule, which needs no derivative; TypeError for integers.
     """
     xp = array_module(a)
+    if a.dtype.kind not in "fc":
+        raise TypeError(f"pre-activations must be floating-point, as the derivative is, got {a.dtype}")
     match name:
         case "leaky_relu":
             return xp.maximum((a.real > 0).astype(a.dtype), a.dtype.type(slope))  # 0 <= slope < 1; faster than where
@@ -79,6 +81,8 @@ def loss(name, y, t):
 def loss_gradient(name, y, t):
     """dL/dy for each sample, in y's dtype: (B, n_out), (B, n_out) -> (B, n_out). Raises as `loss`."""
     xp = _check_targets(y, t)
+    if y.dtype.kind not in "fc":
+        raise TypeError(f"outputs must be floating-point, as their gradient is, got {y.dtype}")
     wide_y, wide_t = _wide(xp, y), _wide(xp, t)
     match name:
         case "cce":
@@ -98,6 +102,8 @@ def one_hot(labels, classes, dtype="float32"):
     xp = array_module(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be (B,) ints, got {labels.shape} of {labels.dtype}")
+    if classes != int(classes):
+        raise ValueError(f"classes must be a whole number, got {classes}")
     return (labels[:, None] == xp.arange(classes)[None, :]).astype(dtype)
 
 
@@ -107,9 +113,10 @@ def correct(y, t):
 
 
 def _check_targets(y, t):
+    xp = array_module(y, t)
     if y.shape[-t.ndim :] != t.shape or t.ndim == 0:
         raise ValueError(f"outputs must be (..., B, n_out) and targets (B, n_out), got {y.shape} and {t.shape}")
-    return array_module(y, t)
+    return xp
 
 
 def _logsumexp(xp, y):

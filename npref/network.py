@@ -17,6 +17,7 @@ from .backend import array_module, in_blocks
 from .functions import activate
 from .layers import Conv, Dense, Layer, fold, output_shape, to_rows, unfold, weight_shape
 
+DTYPES = ("float32", "float64")  # half of float32 buries δL in rounding
 INITS = ("he", "glorot", "uniform")
 ARCHITECTURES = ("fc1", "fc3", "fc6", "fc9", "conv", "conv-tiny", "sarcos")
 
@@ -89,6 +90,8 @@ def forward(network, params, x, noise=None):
 
     Raises ValueError for shapes that do not fit the network, TypeError for x or noise in another dtype than W's.
     """
+    array_module(x, *params.W)
+    _check_layers(network, params)
     if x.shape[1:] != network.input_shape:
         raise ValueError(f"x must be (B, {', '.join(map(str, network.input_shape))}), got {x.shape}")
     if x.dtype != params.W[0].dtype:
@@ -143,9 +146,7 @@ def check_batch(network, params, x, t):
     xp = array_module(x, t, *params.W, *params.b, *params.R)
     if x.shape[1:] != network.input_shape or len(x) == 0:
         raise ValueError(f"x must be (B >= 1, {', '.join(map(str, network.input_shape))}), got {x.shape}")
-    if not len(params.W) == len(params.b) == len(params.R) == len(network.layers):
-        raise ValueError(f"params must have one W, b and R (or None) for each of {len(network.layers)} layers, "
-                         f"got {len(params.W)}, {len(params.b)} and {len(params.R)}")
+    _check_layers(network, params)
     if t.shape != (len(x), *network.shapes[-1]):
         raise ValueError(f"t must be one target vector a sample, {(len(x), *network.shapes[-1])}, got {t.shape}; "
                          "turn labels into one-hot rows with npref.one_hot")
@@ -161,11 +162,17 @@ def check_batch(network, params, x, t):
         if params.R[l] is not None and params.R[l].shape != (n_in, n_in):
             raise ValueError(f"R of layer {l + 1}'s input must be {(n_in, n_in)}, got {params.R[l].shape}")
     dtypes = {str(p.dtype) for p in (x, *params.W, *params.b, *params.R) if p is not None}
-    if x.dtype.kind != "f":
-        raise TypeError(f"x and the parameters must be floating-point, got {x.dtype}: use x.astype(\"float32\") or \"float64\"")
+    if str(x.dtype) not in DTYPES:
+        raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use x.astype(\"float32\")")
     if len(dtypes) > 1:
         raise TypeError(f"x and the parameters must share one dtype, got {', '.join(sorted(dtypes))}")
     return xp
+
+
+def _check_layers(network, params):
+    if not len(params.W) == len(params.b) == len(params.R) == len(network.layers):
+        raise ValueError(f"params must have one W, b and R (or None) for each of {len(network.layers)} layers, "
+                         f"got {len(params.W)}, {len(params.b)} and {len(params.R)}")
 
 
 def check_noise(network, x, noise, samples=None):
@@ -189,8 +196,10 @@ def init_params(network, *, init="he", seed=0, dtype="float32", decorrelate=Fals
     uniform  uniform on +-1 / sqrt(n_in)
 
     Numbers are drawn in float64 on the host, layer by layer, from the seed's own stream: the same for every dtype and backend.
-    Raises ValueError for an unknown init.
+    Raises ValueError for an unknown init, seed or dtype.
     """
+    if str(np.dtype(dtype)) not in DTYPES:
+        raise ValueError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
     W, b, R = [], [], []
     for l, layer in enumerate(network.layers):
         shape = weight_shape(layer, network.shapes[l])

@@ -28,8 +28,8 @@ def words(xp, seed, stream, counter, blocks):
 
 def _source(xp, seed, stream, counter):
     """A function that gives the next `blocks` Philox blocks, (4 * blocks,) of uint64, the first of them at `counter`."""
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in [0, 2^64), got {seed}")
+    if not 0 <= seed < 2**64 or int(seed) != seed:
+        raise ValueError(f"seed must be a whole number in [0, 2^64), got {seed}")
     if xp is np:
         whole = sum(c << 64 * i for i, c in enumerate(counter))
         bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256)

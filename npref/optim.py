@@ -24,9 +24,9 @@ def init_adam(parameters):
 
 
 def sgd_step(parameters, updates, lr):
-    """W ← W - η ΔW, in place."""
-    for p, d in zip(parameters, updates, strict=True):
-        _check_shapes(p, d)
+    """W ← W - η ΔW, in place. Raises ValueError for shapes that do not fit; then nothing has changed."""
+    _check(parameters, updates)
+    for p, d in zip(parameters, updates):
         p -= lr * d
 
 
@@ -37,19 +37,17 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         W ← W - η m̂ / (√v̂ + ε),       m̂ = m / (1 - β₁ᵗ),  v̂ = v / (1 - β₂ᵗ)        Algorithm 1, the default
         W ← W - η_t m / (√v + ε̂),     η_t = η √(1 - β₂ᵗ) / (1 - β₁ᵗ)                eps_hat=True, as Keras computes it
 
-    The two agree for ε = 0; with the same ε the second is the more damped early on, by √(1 - β₂ᵗ).
+    The two agree for ε = 0; with the same ε the second is the more damped early on, by √(1 - β₂ᵗ). Raises ValueError for shapes that
+    do not fit; then nothing has changed.
     """
-    xp = array_module(*parameters, *updates)
+    xp = _check(parameters, updates, state.m, state.v)
     state.t += 1
     correction1, correction2 = 1 - beta1**state.t, sqrt(1 - beta2**state.t)
     if not eps_hat:
         # √v̂ + ε = (√v + ε √(1-β₂ᵗ)) / √(1-β₂ᵗ): the same elementwise work serves both forms.
         eps = eps * correction2
     rate = lr * correction2 / correction1
-    for p, d, m, v in zip(parameters, updates, state.m, state.v, strict=True):
-        _check_shapes(p, d, m, v)
-        if not (p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous):
-            raise ValueError("parameters and moments must be C-contiguous, as they change in place: use xp.ascontiguousarray")
+    for p, d, m, v in zip(parameters, updates, state.m, state.v):
         _adam_blocks(xp, *(a.reshape(-1) for a in (p, d, m, v)), beta1, beta2, eps, rate)
 
 
@@ -73,6 +71,15 @@ def _adam_blocks(xp, p, d, m, v, beta1, beta2, eps, rate):
     in_blocks(xp, step, p.size)
 
 
-def _check_shapes(p, *others):
-    if any(a.shape != p.shape for a in others):
-        raise ValueError(f"a parameter of shape {p.shape} needs an update and moments of that shape, got {[a.shape for a in others]}")
+def _check(parameters, *others):
+    """Raise ValueError or TypeError, before anything has changed, for lists that do not fit; return the array module."""
+    xp = array_module(*parameters, *(a for group in others for a in group))
+    if any(len(group) != len(parameters) for group in others):
+        raise ValueError(f"expected an update and moments for each of {len(parameters)} parameters, got {[len(group) for group in others]}")
+    for p, *fitting in zip(parameters, *others):
+        if any(a.shape != p.shape for a in fitting):
+            raise ValueError(f"a parameter of shape {p.shape} needs an update and moments of that shape, got {[a.shape for a in fitting]}")
+        for a in (p, *fitting[1:]):  # what changes in place
+            if not a.flags.c_contiguous or not getattr(a.flags, "writeable", True):
+                raise ValueError("parameters and moments must be C-contiguous and writable, as they change in place: copy them")
+    return xp

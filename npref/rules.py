@@ -79,8 +79,8 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
     ValueError for σ² ≤ 0.
     """
     xp = check_batch(network, params, x, t)
-    if not sigma2 > 0:
-        raise ValueError(f"sigma2 must be positive, got {sigma2}")
+    if not 0 < sigma2 < float("inf"):
+        raise ValueError(f"sigma2 must be positive and finite, got {sigma2}")
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
     errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params)
     for eps in _checked(network, x, noise):

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -167,6 +168,8 @@ def replace_file(path, *parts):
                 raw.write(part)
             raw.flush()
             os.fsync(raw.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

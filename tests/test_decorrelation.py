@@ -144,9 +144,15 @@ def test_either_way_of_computing_the_update_is_the_equation(M):
     assert_close(R, expected, scale)
 
 
-def test_shapes_that_do_not_fit():
+def test_arrays_that_do_not_fit():
     with pytest.raises(ValueError, match="n_in"):
         update_decorrelation(np.eye(3), np.ones((5, 4)), 0.1)
+    with pytest.raises(ValueError, match="at least one row"):
+        update_decorrelation(np.eye(3), np.ones((0, 3)), 0.1)
+    for R, x in ((np.eye(3), np.ones((5, 3), dtype=np.uint8)), (np.eye(3, dtype=int), np.ones((5, 3), dtype=int)),
+                 (np.eye(3, dtype=np.float32), np.ones((5, 3)))):
+        with pytest.raises(TypeError, match="share one floating-point dtype"):
+            update_decorrelation(R, x, 0.1)
 
 
 @given(seed=st.integers(0, 2**32 - 1))

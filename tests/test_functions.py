@@ -135,3 +135,15 @@ def test_messages_name_the_choices_and_the_way_out():
         fn.loss("hinge", A[None], A[None])
     with pytest.raises(ValueError, match="use np, inp, anp or .* another activation"):
         fn.derivative("step", A)
+
+
+def test_integers_are_refused_where_they_would_round():
+    y, t = np.array([[1, 2]]), np.array([[0, 1]])
+    with pytest.raises(TypeError, match="outputs must be floating-point, as their gradient is, got int64"):
+        fn.loss_gradient("cce", y, t)
+    with pytest.raises(TypeError, match="pre-activations must be floating-point, as the derivative is, got int64"):
+        fn.derivative("leaky_relu", y)
+    with pytest.raises(ValueError, match="classes must be a whole number, got 2.5"):
+        fn.one_hot(np.array([0, 1]), 2.5)
+    with pytest.raises(TypeError, match="expected numpy.ndarray"):
+        fn.loss("cce", [[1.0, 2.0]], t)

@@ -99,7 +99,7 @@ def test_command(tmp_path, capsys):
     (["--most", "0"], "--most must be at least 1, got 0"),
     (["--lr", "1"], "unrecognized arguments: --lr 1"),
     (["--seed", "1"], "unrecognized arguments: --seed 1"),
-    (["--seeds", "1", "1"], "--seeds must be different ones, at least 0, got 1 1"),
+    (["--seeds", "1", "1"], "--seeds must be different ones, at least 0 and below 2^64, got 1 1"),
 ])
 def test_mistakes(words, message, capsys):
     with pytest.raises(SystemExit) as error:

@@ -170,6 +170,8 @@ def test_architectures_take_their_options():
 
 @pytest.mark.parametrize("make, words", [
     (lambda n, p, x, t: forward(n, p, x[:, 1:]), r"x must be \(B, 2, 3\), got \(2, 1, 3\)"),
+    (lambda n, p, x, t: forward(n, p, x.tolist()), "expected numpy.ndarray or cupy.ndarray arguments"),
+    (lambda n, p, x, t: forward(Network((2, 3), n.layers[:1]), p, x), "one W, b and R .or None. for each of 1 layers, got 2, 2 and 2$"),
     (lambda n, p, x, t: forward(n, p, x.astype("float32")), "share one dtype, got float32 and float64$"),
     (lambda n, p, x, t: forward(n, p, x, [x[:, 0, 0]]), "noise needs one array per layer, 2, got 1$"),
     (lambda n, p, x, t: forward(n, p, x, [t[:, :4], t[:1]]), r"noise of layer 2 must be \(2, 5\), got \(1, 5\)$"),
@@ -177,6 +179,9 @@ def test_architectures_take_their_options():
     (lambda n, p, x, t: check_batch(n, p, x[:, 1:], t), r"x must be \(B >= 1, 2, 3\), got \(2, 1, 3\)"),
     (lambda n, p, x, t: check_batch(n, p, x, t[:, 1:]), r"one target vector a sample, \(2, 5\), got \(2, 4\); turn labels into one-hot"),
     (lambda n, p, x, t: check_batch(n, p, x.astype("float32"), t), "share one dtype, got float32, float64$"),
+    (lambda n, p, x, t: check_batch(n, p, x.astype("float16"), t), "must be float32 or float64, got float16"),
+    (lambda n, p, x, t: init_params(n, dtype="int32"), "dtype must be float32 or float64, got 'int32'"),
+    (lambda n, p, x, t: init_params(n, seed=0.5), "seed must be a whole number"),
     (lambda n, p, x, t: init_params(n, init="zeros"), "expected one of he, glorot, uniform$"),
     (lambda n, p, x, t: architecture("fc2"), "expected one of fc1, fc3, fc6, fc9, conv, conv-tiny, sarcos$"),
 ])

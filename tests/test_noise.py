@@ -145,7 +145,7 @@ def test_errors():
 def test_seeds_are_64_bit_words():
     assert draw(seed=2**64 - 1).shape == (2, 6, 13)
     for seed in (2**64, -1):
-        with pytest.raises(ValueError, match=rf"seed must be in \[0, 2\^64\), got {seed}$"):
+        with pytest.raises(ValueError, match=rf"seed must be a whole number in \[0, 2\^64\), got {seed}$"):
             draw(seed=seed)
 
 

@@ -46,7 +46,16 @@ def test_a_log_as_text(tmp_path):
     assert back["rows"][2]["train_loss"] == 1.2346e-07
     results.write_text(tmp_path / "b.tsv", back)
     assert (tmp_path / "a.tsv").read_bytes() == (tmp_path / "b.tsv").read_bytes()
+    for rows, words in ((log["rows"][:2], "finished, but of 2 rows"), ([], "finished, but of 0 rows"),
+                        ([{k: v for k, v in row.items() if k != "seconds"} for row in log["rows"]], "without seconds")):
+        results.write_text(tmp_path / "a.tsv", {**log, "rows": rows})
+        with pytest.raises(ValueError, match=rf"a.tsv: damaged \({words}\); take a copy of it"):
+            results.read_text(tmp_path / "a.tsv")
+    (tmp_path / "a.tsv").write_text("# {}\n")
+    with pytest.raises(ValueError, match="damaged .without config, environment, status"):
+        results.read_text(tmp_path / "a.tsv")
     log["rows"] = [{"lr": 1e-6 * 2**17, "train_loss": 1.234567}]
+    log["config"] |= {"start": 1e-6}
     results.write_text(tmp_path / "c.tsv", log)
     assert results.read_text(tmp_path / "c.tsv")["rows"] == [{"lr": 1e-6 * 2**17, "train_loss": 1.2346}]
     whole = (tmp_path / "c.tsv").read_text()

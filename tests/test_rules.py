@@ -187,9 +187,9 @@ def test_errors_of_input():
     with pytest.raises(ValueError, match=r"x must be \(B >= 1"):
         rules.bp_update(network, params, x[:0], t[:0])
     whole = Params(*(tuple(None if a is None else a.astype(int) for a in p) for p in (params.W, params.b, params.R)))
-    with pytest.raises(TypeError, match="must be floating-point, got int64"):
+    with pytest.raises(TypeError, match="must be float32 or float64, got int64"):
         rules.bp_update(network, whole, x.astype(int), t)
-    with pytest.raises(ValueError, match="sigma2 must be positive, got 0"):
+    with pytest.raises(ValueError, match="sigma2 must be positive and finite, got 0"):
         rules.np_update(network, params, x, t, [eps], sigma2=0)
     with pytest.raises(ValueError, match="one-hot"):
         rules.bp_update(network, params, x, t.argmax(1))
