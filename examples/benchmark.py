@@ -8,7 +8,6 @@ numbers first (torch-compile: before it is compiled), and a test compares the pl
 not finite. Compare ratios of one run: machines are noisy, and rounds mix everything that is compared.
 """
 
-import argparse
 import json
 import platform
 import random
@@ -23,8 +22,9 @@ from pathlib import Path
 
 from npref import METHODS  # isort: skip  before NumPy, see OPENBLAS_THREAD_TIMEOUT in backend.py
 import numpy as np
+from cifar10 import Parser, any_letters, exit_code, plotter
 
-from npref import BackendUnavailable, get_backend, init_adam, split_method, synchronize, to_host, update_decorrelation
+from npref import get_backend, init_adam, split_method, synchronize, to_host, update_decorrelation
 from npref import loss as loss_of
 from npref.backend import BACKENDS, cores, keep_freed_memory
 from npref.batches import prepare
@@ -36,8 +36,8 @@ from npref.network import ARCHITECTURES, DTYPES
 from npref.noise import KINDS
 from npref.optim import adam_step
 from npref.rules import group_size
-from npref.runlog import source_revision
-from npref.train import compute_update, initial_state, learnable, noise_groups, training_step
+from npref.runlog import replace_file, source_revision
+from npref.train import Interrupted, compute_update, initial_state, learnable, noise_groups, training_step
 
 AGAINST = ("plain", "torch", "torch-algebra", "torch-compile")
 
@@ -244,7 +244,7 @@ def noise_table(xp, repeats=7, n=1 << 20):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help="(default: all eight)")
     parser.add_argument("--archs", nargs="+", choices=ARCHITECTURES, default=["fc3"], metavar="ARCH", help="(default: fc3)")
     parser.add_argument("--samples", nargs="+", type=int, default=[1], metavar="K", help="noise samples (default: 1)")
@@ -261,6 +261,12 @@ def parse(arguments):
     for name, values in (("--samples", args.samples), ("--batch-size", args.batch_size), ("--rounds", [args.rounds])):
         if min(values) < 1:
             parser.error(f"{name} must be at least 1, got {min(values)}")
+    if (args.samples, args.noise) != ([1], ["gaussian"]) and all(split_method(method)[0] == "bp" for method in args.methods):
+        parser.error("--samples and --noise have no effect on bp and dbp, which draw none: leave them out")
+    for name in ("json", "scaling"):
+        path = getattr(args, name)
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            parser.error(f"--{name} names a file in a folder that is there, got {path}")
     if args.scaling is not None:
         for name in ("archs", "samples", "noise", "batch_size"):
             if getattr(args, name) != parser.get_default(name):
@@ -295,31 +301,34 @@ def scaling_configurations(args):
 
 
 def main(arguments=None):
+    any_letters()
     args = parse(arguments)
-    try:
-        backend = get_backend(args.backend)
-        keep_freed_memory()
-        if any(name.startswith("torch") for name in args.against):
-            try:
-                import torch  # noqa: F401
-            except ModuleNotFoundError:
-                raise ValueError('--against torch needs PyTorch: pip install -e ".[adapters]"') from None
-        print(f"{backend.device}; {backend.name}, NumPy {np.__version__}, {cores()} threads, Python {platform.python_version()}; "
-              f"{args.dtype}; revision {source_revision()}", flush=True)
-        if args.scaling is not None:
-            from plots import plot_scaling
-        rows = []
-        for config in configurations(args) if args.scaling is None else scaling_configurations(args):
-            rows.append(measure(config, backend, args.rounds, args.against, not args.no_shares))
-            lines = table(rows[-1:], args.against).split("\n")
-            print("\n".join(lines if len(rows) == 1 else lines[1:]), flush=True)
-        if args.scaling is not None:
-            print(plot_scaling([asdict(row) for row in rows], args.scaling))
-        noise = noise_table(backend.xp)
-        rate = timed(backend.xp, {"gemm": Floor(backend.xp, [("", "nn", 4096, 4096, 4096, 1)], args.dtype)}, 3)["gemm"]
-    except (ValueError, BackendUnavailable) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    return exit_code(lambda stop: run(args, stop))
+
+
+def run(args, stop):
+    backend = get_backend(args.backend)
+    keep_freed_memory()
+    if any(name.startswith("torch") for name in args.against):
+        try:
+            import torch  # noqa: F401
+        except ModuleNotFoundError:
+            raise ValueError('--against torch needs PyTorch: pip install -e ".[adapters]"') from None
+    if args.scaling is not None:
+        plot_scaling = plotter(True).plot_scaling
+    print(f"{backend.device}; {backend.name}, NumPy {np.__version__}, {cores()} threads, Python {platform.python_version()}; "
+          f"{args.dtype}; revision {source_revision()}", flush=True)
+    rows = []
+    for config in configurations(args) if args.scaling is None else scaling_configurations(args):
+        rows.append(measure(config, backend, args.rounds, args.against, not args.no_shares))
+        lines = table(rows[-1:], args.against).split("\n")
+        print("\n".join(lines if len(rows) == 1 else lines[1:]), flush=True)
+        if stop():
+            raise Interrupted(f"stopped after {len(rows)} lines" + (f"; nothing was written to {args.json}" if args.json else ""))
+    if args.scaling is not None:
+        print(plot_scaling([asdict(row) for row in rows], args.scaling))
+    noise = noise_table(backend.xp)
+    rate = timed(backend.xp, {"gemm": Floor(backend.xp, [("", "nn", 4096, 4096, 4096, 1)], args.dtype)}, 3)["gemm"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 * (1024 if sys.platform == "linux" else 1)
     print("ns a number: " + ", ".join(f"{name} {ns:.2f}" for name, ns in noise.items()))
     print(f"matrix products of 4096: {2 * 4096**3 / rate / 1e12:.3f} TFLOP/s; "
@@ -328,7 +337,7 @@ def main(arguments=None):
     if args.json:
         report = {"device": backend.device, "numpy": np.__version__, "threads": cores(), "dtype": args.dtype, "revision": source_revision(),
                   "noise_ns": noise, "gemm_seconds": rate, "rows": [asdict(r) | {"ratio": r.ratio} for r in rows]}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        replace_file(args.json, (json.dumps(report, indent=1) + "\n").encode())
     return 0
 
 

@@ -276,7 +276,7 @@ def plotter(wanted, module="plots"):
         return importlib.import_module(module)
     except ImportError as error:
         if wanted:
-            raise ValueError(f"--plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
+            raise ValueError(f"drawing needs matplotlib ({error}): pip install -e \".[examples]\"") from error
         return None
 
 

@@ -358,7 +358,7 @@ def test_pictures_without_matplotlib(run, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run("--plot", "--out", "r")
-    assert code == 2 and "--plot needs matplotlib" in err and not os.path.exists("r")
+    assert code == 2 and "drawing needs matplotlib" in err and not os.path.exists("r")
     arguments = [a for a in TINY if a != "--no-plot"]
     code, out, _ = run(*arguments, "--samples", 1, tiny=False)
     assert code == 0 and "picture: none, matplotlib cannot be imported" in out

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 import sys
 
 import numpy as np
@@ -84,6 +85,9 @@ def test_scaling_is_drawn(tmp_path, monkeypatch, capsys):
     (["--scaling", "p.png", "--samples", "3"], "--scaling has its own K, depths and batch sizes: leave out --samples"),
     (["--scaling", "p.png", "--batch-size", "3"], "leave out --batch-size"),
     (["--methods", "xnp"], "invalid choice: 'xnp'"),
+    (["--methods", "bp", "dbp", "--samples", "10"], "--samples and --noise have no effect on bp and dbp"),
+    (["--json", "nowhere/rows.json"], "--json names a file in a folder that is there, got nowhere/rows.json"),
+    (["--scaling", "."], "--scaling names a file in a folder that is there, got ."),
     (["--backend", "cupy", "--against", "torch"], "PyTorch is compared on the CPU"),
     (["--backend", "cupy"], "CuPy"),
 ])
@@ -94,7 +98,26 @@ def test_mistakes(arguments, words, capsys, monkeypatch):
     except SystemExit as stop:
         code = stop.code
     captured = capsys.readouterr()
-    assert code == 2 and words in captured.err.splitlines()[-1] and not captured.out
+    assert code == 2 and words in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_a_signal_ends_it_after_a_line(tmp_path, capsys, monkeypatch):
+    measure = benchmark.measure
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return measure(*arguments)
+
+    monkeypatch.setattr(benchmark, "measure", interrupted)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert benchmark.main([*SMALL, "--methods", "bp", "np", "--json", str(tmp_path / "rows.json")]) == 130
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    out, err = capsys.readouterr()
+    assert err == f"stopped after 1 lines; nothing was written to {tmp_path / 'rows.json'}\n" and not list(tmp_path.iterdir())
+    assert len(out.splitlines()) == 3
 
 
 def test_torch_that_is_missing_is_asked_for(capsys, monkeypatch):

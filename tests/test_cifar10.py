@@ -184,7 +184,7 @@ def test_plot_without_matplotlib(run, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run("--plot", "--out", "r")
-    assert code == 2 and "--plot needs matplotlib" in err and err.count("\n") == 1 and not os.path.exists("r")
+    assert code == 2 and "drawing needs matplotlib" in err and err.count("\n") == 1 and not os.path.exists("r")
     arguments = [a for a in TINY if a != "--no-plot"]
     code, out, _ = run(*arguments, "--out", "r", tiny=False)
     assert code == 0 and 'picture: none, matplotlib cannot be imported; pip install -e ".[examples]"' in out

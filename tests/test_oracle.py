@@ -5,6 +5,7 @@ import importlib
 import shutil
 from dataclasses import replace
 from functools import cache
+from multiprocessing import active_children
 from pathlib import Path
 
 import h5py
@@ -779,6 +780,28 @@ def test_check_prints_a_table_and_tells_by_its_exit_code(capsys):
 def test_mistakes_are_one_line_and_exit_code_2(capsys, arguments, words):
     code, out, err = run(capsys, *arguments)
     assert code == 2 and words in err and err.count("\n") == 1, (code, out, err)
+
+
+def test_a_header_that_cannot_be_read_is_said_to_be_so(capsys, tmp_path):
+    whole, path = SMALL.read_bytes(), tmp_path / "v.h5"
+    for byte in range(0, 2000, 97):  # signature, superblock, and what the root group's attributes lie in
+        path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 8]) + whole[byte + 1 :])
+        code, _, err = run(capsys, "show", path, "hand/bp")
+        assert code == 0 and err == "" or code == 2 and err.count("\n") == 1, byte
+    with h5py.File(path, "w") as file:
+        file.attrs["format"] = "npref oracle"
+    code, _, err = run(capsys, "list", path)
+    assert code == 2 and "v.h5: damaged" in err and "write it anew" in err and err.count("\n") == 1
+
+
+def test_a_stop_ends_the_processes_that_compute(tmp_path):
+    def stop(done, of):
+        raise KeyboardInterrupt
+
+    before = set(active_children())
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "v.h5", "hand/*", stop, processes=2)
+    assert set(active_children()) <= before and not list(tmp_path.iterdir())
 
 
 def test_a_damaged_file_is_refused(capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections import Counter
 
@@ -56,7 +57,10 @@ def main(arguments=None):
 
 
 def run_write(args):
-    bar = (lambda done, of: print(f"\r{done}/{of}", end="\n" * (done == of), file=sys.stderr)) if sys.stderr.isatty() else None
+    def show(done, of):
+        print(f"\r{done}/{of}", end="\n" * (done == of), file=sys.stderr)
+
+    bar = show if sys.stderr is not None and sys.stderr.isatty() else None
     print(f"{write(args.vectors, args.cases, bar, os.cpu_count() or 1)} cases written to {args.vectors}")
     return 0
 
@@ -108,4 +112,5 @@ def run_show(args):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by way of what ends the processes of `write`
     sys.exit(main())

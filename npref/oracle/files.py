@@ -10,12 +10,15 @@ own sha256 is of settings, quantities and the names of its inputs.
 
 import hashlib
 import json
+import signal
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from glob import escape
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import h5py
 import numpy as np
@@ -47,15 +50,42 @@ def write(path, cases="*", progress=None, processes=1):
         file.attrs.update(format=FORMAT, version=VERSION, npref=__version__, revision=source_revision(),
                           conventions=json.dumps({name: c.text for name, c in CONVENTIONS.items()}),
                           cases=json.dumps([spec[0].name for spec in specs]))
-        with ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else nullcontext() as pool:
-            computed = map(_computed, specs) if pool is None else pool.map(_computed, specs, chunksize=4)
-            for done, (case, values) in enumerate(computed, 1):
+        with _mapping(processes) as mapped:
+            for done, (case, values) in enumerate(mapped(_computed, specs), 1):
                 _write_case(file.create_group(case.name), case, values)
                 if progress is not None:
                     progress(done, len(specs))
         file.flush()
         replace_file(path, file.id.get_file_image())
     return len(specs)
+
+
+@contextmanager
+def _mapping(processes):
+    """`map`, shared out to so many processes, which leave Ctrl-C to this one and end where it does."""
+    if processes == 1:
+        yield map
+        return
+    others, handler = active_children(), signal.getsignal(signal.SIGINT)
+
+    def shared(function, items):
+        if current_thread() is not main_thread():  # which alone may set handlers
+            return pool.map(function, items)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes, which start now, inherit this
+        try:
+            return pool.map(function, items)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        try:
+            yield shared
+        except BaseException as error:
+            for process in set(active_children()) - set(others):
+                process.kill()  # rather than wait for what it is at
+            if isinstance(error, BrokenProcessPool):
+                raise OSError("a process that computed cases was killed, perhaps for memory: nothing was written, try again") from error
+            raise
 
 
 def _computed(spec):
@@ -108,9 +138,12 @@ def _opened(path):
     if not _is_ours(path):
         raise ValueError(f"{path}: expected golden vectors ({FORMAT}, version {VERSION}), got another kind of file")
     with h5py.File(path, "r") as file:
-        if file.attrs["version"] != VERSION:
-            raise ValueError(f"{path}: expected version {VERSION} of the format, got {file.attrs['version']}: write it anew")
-        yield file
+        try:
+            if file.attrs["version"] != VERSION:
+                raise ValueError(f"{path}: expected version {VERSION} of the format, got {file.attrs['version']}: write it anew")
+            yield file
+        except (KeyError, OSError) as error:  # h5py's, of what is not there or cannot be read
+            raise ValueError(f"{path}: damaged ({error}): write it anew") from error
 
 
 def _selected(names, globs, where):
@@ -151,7 +184,7 @@ def _is_ours(path):
     try:
         with h5py.File(path, "r") as file:
             return file.attrs.get("format") == FORMAT
-    except OSError:
+    except (OSError, KeyError):
         return False
 
 
