@@ -88,6 +88,8 @@ def run(args, given, stop):
         if out is None or (args.out is not None and args.out != out):
             raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
         saved = read_log(out / "alignment.h5")
+        if not saved["config"].keys() <= DEFAULTS.keys():
+            raise ValueError(f"{out / 'alignment.h5'} is not of a measurement of angles, or of another version of npref")
     config = checked({**DEFAULTS, **(saved["config"] if saved else {}), **given})
     plots = plotter(args.plot, "alignment_plots")
     backend = get_backend(config["backend"])  # before any work, to say so if it cannot work

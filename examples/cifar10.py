@@ -62,6 +62,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
+def folder(name):
+    """A flag's folder. An empty name, as of a shell variable that is not set, would be the current one."""
+    if not name:
+        raise argparse.ArgumentTypeError("expected a folder, got an empty name; the current one is .")
+    return Path(name)
+
+
 def add_flags(parser, names):
     """A flag for each of these fields of the configuration."""
     for f in fields(Config):
@@ -80,10 +87,10 @@ def add_flags(parser, names):
 
 def add_place_flags(parser, out, plot, resume=None):
     """Where data and results are, and what is shown: --data-dir, --out, --resume, --plot, --quiet, with these words in their help."""
-    parser.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
-    parser.add_argument("--out", type=Path, help=f"folder for {out}")
+    parser.add_argument("--data-dir", type=folder, help="where the data sets are (default: $NPREF_DATA, then data/)")
+    parser.add_argument("--out", type=folder, help=f"folder for {out}")
     if resume:
-        parser.add_argument("--resume", type=Path, nargs="?", const=True, metavar="DIR", help=f"go on with {resume} (default: no)")
+        parser.add_argument("--resume", type=folder, nargs="?", const=True, metavar="DIR", help=f"go on with {resume} (default: no)")
     parser.add_argument("--plot", action=argparse.BooleanOptionalAction, help=f"draw {plot} (default: if matplotlib is there)")
     parser.add_argument("--quiet", action="store_true", help="print the result only (default: no)")
 
@@ -168,6 +175,8 @@ def run(args, given, stop):
         if out is None or (args.out is not None and args.out != out):
             raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
         saved = read_log(out / "checkpoint.h5")  # its head; the weights come later
+        if not saved["config"].keys() <= Config.__dataclass_fields__.keys():
+            raise ValueError(f"{out / 'checkpoint.h5'} is not of a training run, or of another version of npref")
         config = Config(**{**saved["config"], **given})
     else:
         config = Config(**given)
@@ -175,7 +184,10 @@ def run(args, given, stop):
     backend = get_backend(config.backend)  # before any work, to say so if it cannot work
     data = load_data(args, given, config.dataset, config.limit_train, config.limit_test)
     what = "images" if data.x_train.ndim == 4 else "samples"
-    say(f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test {what}")
+    found = f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test {what}"
+    say(found)
+    if args.quiet and config.dataset == "auto" and data.name == "synthetic":  # what nobody asked for is said even so
+        print(found, file=sys.stderr)
     out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
     bar = Bar(args.quiet)
     with warnings.catch_warnings(record=True) as caught:

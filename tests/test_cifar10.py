@@ -155,6 +155,23 @@ def test_quiet(run):
     assert code == 0 and err == "" and out.startswith("danp fc1 on synthetic: peak") and len(out.splitlines()) == 3
 
 
+def test_stand_ins_that_nobody_asked_for_are_said_quietly_too(run, tmp_path):
+    code, out, err = run("--quiet", "--dataset", "auto", "--data-dir", tmp_path, "--out", "r")
+    assert code == 0 and err.startswith("data: synthetic") and err.count("\n") == 1 and "data:" not in out
+
+
+def test_a_folder_without_a_name(run):
+    for flag in ("--out", "--data-dir", "--resume"):
+        code, _, err = run(flag, "")
+        assert code == 2 and "expected a folder, got an empty name" in err and err.count("\n") == 1
+
+
+def test_what_is_no_training_run_is_not_resumed(run):
+    runlog.write_checkpoint("checkpoint.h5", {"methods": ["np"]}, {}, [], {}, {})
+    code, _, err = run("--resume", ".", tiny=False)
+    assert code == 2 and "checkpoint.h5 is not of a training run" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]])
 def test_noise_below_rounding_gets_one_line(run, quiet):
     few = [*quiet, "--arch", "conv", "--limit-train", 6, "--limit-test", 2, "--sigma2", "1e-12"]
