@@ -89,12 +89,10 @@ def read_text(path):
 
 def check_complete(log):
     """Raise ValueError unless the log has what one of its kind must have."""
-    lacking = [name for name in ("config", "environment", "status") if not log.get(name)] or [
-        name for name in ("revision", "device", "threads", "backend") if name not in log["environment"]]
-    if not lacking:
-        kind, rows = kind_of(log), log["rows"]
-        needed = {"train": ("epoch", "train_loss", "test_loss", "seconds"), "search": ("lr", "train_loss"), "alignment": ("angle", "layer")}
-        lacking = [name for name in needed[kind] if rows and name not in rows[0]]
+    lacking = [name for name in ("config", "environment", "status") if name not in log]
+    kind, rows = kind_of(log) if "config" in log else "", log["rows"]
+    needed = {"train": ("epoch", "train_loss", "test_loss"), "search": ("lr", "train_loss"), "alignment": ("angle", "layer"), "": ()}
+    lacking += [name for name in needed[kind] if rows and name not in rows[0]]
     if lacking:
         raise ValueError(f"without {', '.join(lacking)}")
     if log["status"] == "finished" and len(rows) < (log["config"]["epochs"] if kind == "train" else 1):
@@ -371,6 +369,11 @@ def alignment_table(log):
 def record(results, logs):
     """Write runs.tsv and logs/*.tsv under `results`; returns the number of runs."""
     results = Path(results)
+    for name, log in logs.items():  # before anything is written
+        try:
+            _ = kind_of(log) == "train" and summary(name, log)
+        except KeyError as error:
+            raise ValueError(f"{name}: its log has no {error}; delete it, or take a copy of it") from error
     (results / "logs").mkdir(parents=True, exist_ok=True)
     for name, log in logs.items():
         write_text(results / "logs" / f"{name}.tsv", log)

@@ -123,7 +123,7 @@ def test_a_log_behind_its_checkpoint_is_completed(run, tmp_path):
 def test_what_is_recorded_stays(run, tmp_path):
     """While a recorded run is taken further, or measured on part of the test set, what was recorded of it is kept."""
     def put(name, epochs, status, **more):
-        config = Config(method="bp", arch="fc1", dataset="cifar10", epochs=9, **more)
+        config = Config(method="bp", arch="fc1", dataset="cifar10", epochs=epochs, **more)
         rows = [{"epoch": i + 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5, "seconds": 1.0}
                 for i in range(epochs)]
         (tmp_path / "runs/reproduce" / name).mkdir(parents=True, exist_ok=True)
@@ -132,6 +132,7 @@ def test_what_is_recorded_stays(run, tmp_path):
 
     put("cifar10-fc1-bp-s0", 2, "finished")
     put("part", 2, "finished", limit_test=10)
+    put("cifar10-fc1-np-s0", 2, "finished")  # of another name than its run's
     assert run("record")[1].startswith("1 runs recorded in") and (tmp_path / "results/runs.tsv").read_text().count("\n") == 2
     before = (tmp_path / "results/runs.tsv").read_text()
     put("cifar10-fc1-bp-s0", 3, "running")
@@ -168,7 +169,8 @@ def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
 def test_recorded_runs_tell_how_long_it_will_take(run, tmp_path):
     words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "np", "--seeds", "0", *SMALL, "--epochs", "2"]
     row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5}
-    log = {"config": asdict(Config()), "environment": {}, "status": "finished", "rows": [row | {"seconds": s} for s in (1800.0, 5400.0)]}
+    rows = [row | {"seconds": seconds} for seconds in (1800.0, 5400.0)]
+    log = {"config": asdict(Config(epochs=2)), "environment": {}, "status": "finished", "rows": rows}
     (tmp_path / "results/logs").mkdir(parents=True)
     results.write_text(tmp_path / "results/logs/synthetic-fc1-bp-limit-train-40-s7.tsv", log)  # of another seed
     code, out, _ = run(*words)
@@ -219,8 +221,8 @@ def test_own_runs_alone(run, tmp_path):
     assert "(v2, Figure 3): 0 of 12 cells run\n" in run("list", "--own")[1]
     code, _, err = run("plot", "v2-figure3", "--own")
     assert code == 2 and "v2-figure3 has not been run" in err
-    for change in ({"epoch": 49}, {"dataset": "synthetic"}, {"limit_train": 40}):
-        short = {**log, "config": config | {k: v for k, v in change.items() if k != "epoch"}, "rows": rows[: change.get("epoch", 50)]}
+    for change in ({"epochs": 49}, {"dataset": "synthetic"}, {"limit_train": 40}):
+        short = {**log, "config": config | change, "rows": rows[: change.get("epochs", 50)]}
         results.write_text(tmp_path / "results/logs/cifar10-fc1-bp-s2.tsv", short)
         assert "(v2, Figure 3): 1 of 12 cells run, 1 in part (fewer seeds, epochs or data)\n" in run("list")[1]
 

@@ -47,7 +47,7 @@ def test_a_log_as_text(tmp_path):
     results.write_text(tmp_path / "b.tsv", back)
     assert (tmp_path / "a.tsv").read_bytes() == (tmp_path / "b.tsv").read_bytes()
     for rows, words in ((log["rows"][:2], "finished, but of 2 rows"), ([], "finished, but of 0 rows"),
-                        ([{k: v for k, v in row.items() if k != "seconds"} for row in log["rows"]], "without seconds")):
+                        ([{k: v for k, v in row.items() if k != "test_loss"} for row in log["rows"]], "without test_loss")):
         results.write_text(tmp_path / "a.tsv", {**log, "rows": rows})
         with pytest.raises(ValueError, match=rf"a.tsv: damaged \({words}\); take a copy of it"):
             results.read_text(tmp_path / "a.tsv")
