@@ -333,10 +333,11 @@ def test_fetch_command(archive, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NPREF_DATA", str(tmp_path / "env"))
     assert command.main(["fetch", "cifar10", "--url", packed.as_uri()]) == 0
     assert capsys.readouterr().out == f"cifar10: verified, in {tmp_path / 'env' / 'box'}\n"
-    for arguments in (["fetch", "mnist"], ["fetch", "cifar10", "--timeout", "inf"], ["fetch", "cifar10", "--timeout", "0"]):
+    for arguments in (["fetch", "mnist"], ["fetch", "cifar10", "--timeout", "inf"], ["fetch", "cifar10", "--timeout", "0"],
+                      ["show", "synthetic", "--data-dir", "x"]):
         with pytest.raises(SystemExit) as caught:
             command.main(arguments)
-        assert caught.value.code == 2
+        assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The command line:  python -m npref.datasets fetch | show  (--help tells more)."""
 
 import argparse
+import os
 import sys
 import tarfile
 import zipfile
@@ -10,8 +11,13 @@ from pathlib import Path
 from npref import datasets
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help tells more)\n")
+
+
 def parse(arguments, fetchable, names):
-    parser = argparse.ArgumentParser(prog="python -m npref.datasets", description="Fetch and verify data sets.")
+    parser = Parser(prog="python -m npref.datasets", description="Fetch and verify data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fetch", help="download, verify and unpack a data set")
     command.add_argument("name", choices=fetchable)
@@ -27,6 +33,8 @@ def parse(arguments, fetchable, names):
     args = parser.parse_args(arguments)
     if args.command == "fetch" and not 0 < args.timeout < 1e6:
         parser.error(f"--timeout must be between 0 and 1000000 seconds, got {args.timeout}")
+    if args.command == "show" and args.name.startswith("synthetic") and args.data_dir is not None:
+        parser.error("--data-dir has no effect on a synthetic data set: leave it out")
     if args.command == "show" and (args.dedup or args.split_test):
         if args.name != "sarcos":
             parser.error(f"--dedup and --split-test go with sarcos only, got {args.name}")
@@ -39,6 +47,9 @@ def main(arguments=None):
     args = parse(arguments, datasets.ARCHIVES, datasets.DATASETS)
     try:
         return {"fetch": run_fetch, "show": run_show}[args.command](args)
+    except BrokenPipeError:  # whoever read our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     except (OSError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
