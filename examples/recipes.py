@@ -110,7 +110,6 @@ WHY_CONV = (*variants(CONV, ("bp", "np", "anp", "danp"), [("padding", 1)]),
             *variants(CONV, ("bp", "anp"), [STANDARD]),
             *variants(CONV, ("np",), [STANDARD], [BIAS], [("lr", 5e-4)]),
             *variants(CONV, ("np", "anp", "danp"), [("lr", 1e-3)]),
-            *variants(CONV, ("danp",), [("padding", 1), ("lr", 1e-3)]),
             *variants(CONV, ("np", "anp"), [STANDARD, ("lr", 5e-4)], [STANDARD, ("lr", 1e-3)]))
 AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options if option[0] != "decor_lr")) for c in TINY
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
