@@ -101,7 +101,7 @@ V1_CONV = v1_cells("conv", {"np": (None, 5.5, 5.8), "dnp": (None, 38.6, 18.6), "
 V1_NOISY_BASELINE = tuple(Cell(c.method, c.arch, c.dataset, (*c.options, ("noisy_baseline", True)), search=1e-6)
                           for c in V1_FC3 if c.method in ("dnp", "danp"))
 
-# What the paper's text leaves open, one thing at a time (on conv also two), where a cell of Table 3 comes out otherwise than printed.
+# What the paper's text leaves open, one thing at a time (on conv also several), where a cell of Table 3 comes out otherwise than printed.
 BIAS, EPS_HAT, GLOROT, UNIFORM, STANDARD = (("bias", True), ("optimizer", "adam-eps-hat"), ("init", "glorot"), ("init", "uniform"),
                                             ("inputs", "standard"))
 WHY_FC1 = variants(FC1, ("bp", "np"), *([option] for option in (BIAS, EPS_HAT, GLOROT, UNIFORM, STANDARD, ("lr", 5e-4), ("lr", 2e-3))))
@@ -110,7 +110,8 @@ WHY_CONV = (*variants(CONV, ("bp", "np", "anp", "danp"), [("padding", 1)]),
             *variants(CONV, ("bp", "anp"), [STANDARD]),
             *variants(CONV, ("np",), [STANDARD], [BIAS], [("lr", 5e-4)]),
             *variants(CONV, ("np", "anp", "danp"), [("lr", 1e-3)]),
-            *variants(CONV, ("np", "anp"), [STANDARD, ("lr", 5e-4)], [STANDARD, ("lr", 1e-3)]))
+            *variants(CONV, ("np", "anp"), [STANDARD, ("lr", 5e-4)], [STANDARD, ("lr", 1e-3)]),
+            *variants(CONV, ("anp",), [STANDARD, ("padding", 1), ("lr", 5e-4)]))
 AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options if option[0] != "decor_lr")) for c in TINY
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
 WHY_TINY = AT_PAPERS_ALPHA + variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT])
