@@ -72,9 +72,9 @@ def overshoot_limit(x, iterations=30):
     for _ in range(iterations):
         v /= xp.sqrt(v @ v)
         Cv = x.T @ (x @ v) / M - mean_square * v  # (n_in,)
-        largest = float(v @ Cv)
+        largest = v @ Cv  # λ so far
         v = Cv + shift * v
-    return 2 / largest if largest > 0 else float("inf")
+    return 2 / float(largest) if largest > 0 else float("inf")
 
 
 def warn_of_overshoot(alpha, trace):

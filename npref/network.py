@@ -17,7 +17,7 @@ from .backend import array_module, in_blocks
 from .functions import activate
 from .layers import Conv, Dense, Layer, fold, output_shape, to_rows, unfold, weight_shape
 
-DTYPES = ("float32", "float64")  # half of float32 buries δL in rounding
+DTYPES = ("float32", "float64")  # float16 would bury δL in rounding
 INITS = ("he", "glorot", "uniform")
 ARCHITECTURES = ("fc1", "fc3", "fc6", "fc9", "conv", "conv-tiny", "sarcos")
 
