@@ -217,6 +217,7 @@ def test_nothing_to_resume(tmp_path):
         train(Config(**SMALL), small_data(), resume=True)
 
 
+@pytest.mark.filterwarnings("ignore::npref.decorrelation.OvershootWarning")
 @pytest.mark.parametrize("options, quantity", [
     (dict(method="bp", lr=1e30, optimizer="sgd"), "the loss of the clean pass is not finite"),
     (dict(method="np", lr=1e36, optimizer="sgd"), "is not finite"),
