@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import Literal, assert_close, random_batch, random_network, random_noise, random_params
 
-from npref import Conv, Dense, Network, Params, equations, forward, rules
+from npref import Conv, Dense, Network, Params, backend, equations, forward, rules
 from npref.config import Config
 from npref.functions import LOSSES, loss, loss_gradient
 from npref.train import compute_update
@@ -330,3 +330,42 @@ def test_messages_about_noise_say_what_was_expected():
         rules.anp_update(network, params, x, t, [eps], baseline=(eps[0][0], eps[1][0, :1]))
     with pytest.raises(ValueError, match="unknown method 'xnp': expected one of bp, np, inp, anp, dbp"):
         rules.split_method("xnp")
+
+
+@pytest.mark.parametrize("method", rules.METHODS)
+@pytest.mark.parametrize("layers", [(Conv(3, 2, padding=1), Conv(4, 3, 2), Dense(5)), (Dense(6), Dense(7, activation="tanh"), Dense(5))],
+                         ids=["conv", "dense"])
+def test_no_result_depends_on_the_blocks(method, layers, monkeypatch):
+    """Samples one by one, as if a cache held no more, on two threads: the very numbers of one block."""
+    rng, network = np.random.default_rng(0), Network((2, 6, 6), layers)
+    params, (x, t), eps = random_params(rng, network), random_batch(rng, network, 7), random_noise(rng, network, 3, 7)
+    if not method.startswith("d"):
+        params = Params(params.W, params.b, (None,) * len(layers))
+
+    def update():
+        match rules.split_method(method)[0]:
+            case "bp":
+                return rules.bp_update(network, params, x, t)
+            case "np":
+                return rules.np_update(network, params, x, t, [eps], sigma2=0.25)
+            case "inp":
+                return rules.inp_update(network, params, x, t, [eps])
+            case "anp":
+                return rules.anp_update(network, params, x, t, [eps])
+
+    whole = update()
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    monkeypatch.setattr(backend, "cache_block", lambda xp: 1)
+    parts = update()
+    for a, b in zip((*whole.dW, whole.losses, *whole.trace.x, *(() if whole.dL is None else (whole.dL,))),
+                    (*parts.dW, parts.losses, *parts.trace.x, *(() if parts.dL is None else (parts.dL,))), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_a_group_has_one_k():
+    rng, network = np.random.default_rng(0), Network((4,), (Dense(3), Dense(2)))
+    params, (x, t), eps = random_params(rng, network), random_batch(rng, network, 5), random_noise(rng, network, 2, 5)
+    with pytest.raises(ValueError, match=r"noise of layer 2 must be \(2, 5, 2\), got \(1, 5, 2\)"):
+        rules.np_update(network, params, x, t, [(eps[0], eps[1][:1])], sigma2=0.25)
+    with pytest.raises(ValueError, match="one target vector a sample"):
+        rules.np_update(network, params, x, t[:4], [eps], sigma2=0.25)
