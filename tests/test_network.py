@@ -189,3 +189,9 @@ def test_messages_say_what_was_expected_and_what_came(make, words):
     network, rng = Network((2, 3), (Dense(4), Dense(5))), np.random.default_rng(0)
     with pytest.raises((ValueError, TypeError), match=words):
         make(network, random_params(rng, network), *random_batch(rng, network, 2))
+
+
+@pytest.mark.parametrize("init", ["he", "glorot", "uniform"])
+def test_layers_of_one_shape_begin_with_other_weights(init):
+    W = init_params(Network((6,), (Dense(6), Dense(6), Dense(6))), init=init).W
+    assert not (W[0] == W[1]).any() and not (W[1] == W[2]).any() and not (W[0] == W[2]).any()

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from reference import assert_close
 
-from npref import METHODS, datasets, equations, forward, loss, noise, one_hot, runlog
+from npref import METHODS, datasets, equations, forward, loss, mean_squared_correlation, noise, one_hot, runlog
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.decorrelation import OvershootWarning
-from npref.train import Diverged, Interrupted, compute_update, evaluate, initial_state, prepare, train, training_step
+from npref.train import Diverged, Interrupted, compute_update, evaluate, initial_state, params_from, prepare, train, training_step
 
 SMALL = dict(arch="fc1", batch_size=16, epochs=3, dataset="synthetic")
 
@@ -275,6 +275,41 @@ def test_an_overflowing_sum_of_finite_numbers_is_not_divergence():
         big[0][3, 7] = np.nan
         with pytest.raises(Diverged, match="the update ΔW_1 is not finite"):
             _check_finite(config, state, replace(update, dW=big), one_hot(data.y_train, 10), 0)
+
+
+@pytest.mark.parametrize("loss_name", ["cce", "mse"])
+def test_a_row_is_what_its_columns_say(tmp_path, loss_name):
+    """Anew from the weights, sample by sample, on standardised pixels, with a last batch that is smaller than the others."""
+    data = small_data()
+    config = Config(method="dnp", arch="sarcos", dataset="synthetic", inputs="standard", loss=loss_name, epochs=1, batch_size=16,
+                    eval_train=True, dtype="float64")
+    (row,) = train(config, data, tmp_path)
+    mean, std = (f(data.x_train / 255, axis=(0, 2, 3), keepdims=True)[0] for f in (np.mean, np.std))
+    network = config.network((3, 10, 10), 10)
+    end = params_from(runlog.read_checkpoint(tmp_path / "checkpoint.h5")["arrays"])
+
+    def judged(params, x, y):  # sums of losses and of right answers, and the pass
+        trace = forward(network, params, (x / 255 - mean) / std)
+        return loss(loss_name, trace.y, one_hot(y, 10, "float64")).sum(), (trace.y.argmax(axis=1) == y).sum(), trace
+
+    for part, x, y in (("test", data.x_test, data.y_test), ("eval_train", data.x_train, data.y_train)):
+        total, right, trace = judged(end, x, y)
+        assert row[f"{part}_loss"] == pytest.approx(total / len(x)) and row[f"{part}_accuracy"] == right / len(x)
+    each = [float(mean_squared_correlation(x_star)) for x_star in trace.x_star]  # of the training images
+    assert row["correlation"] == pytest.approx(sum(each) / 3) and [row[f"correlation_{l}"] for l in range(3)] == pytest.approx(each)
+    state, order, sums = initial_state(config, network), noise.permutation(config.seed, 0, 40), np.zeros(2)
+    for step in range(3):  # of 16, 16 and 8 samples, each judged before its own update
+        chosen = order[16 * step : 16 * step + 16]
+        x, y = data.x_train[chosen], data.y_train[chosen]
+        sums += judged(state.params, x, y)[:2]
+        training_step(config, network, state, (x / 255 - mean) / std, one_hot(y, 10, "float64"), step)
+    assert row["train_loss"] == pytest.approx(sums[0] / 40) and row["train_accuracy"] == sums[1] / 40
+
+
+def test_limits_come_before_standardisation():
+    data, config = small_data(), Config(method="bp", inputs="standard", **SMALL)
+    part = Dataset("synthetic", "made here", data.x_train[:20], data.y_train[:20], data.x_test[:9], data.y_test[:9], 10)
+    assert without_seconds(train(replace(config, limit_train=20, limit_test=9), data)) == without_seconds(train(config, part))
 
 
 def test_columns_of_the_table(tmp_path):
