@@ -147,3 +147,7 @@ def test_integers_are_refused_where_they_would_round():
         fn.one_hot(np.array([0, 1]), 2.5)
     with pytest.raises(TypeError, match="expected numpy.ndarray"):
         fn.loss("cce", [[1.0, 2.0]], t)
+
+
+def test_a_label_that_is_none_has_no_one():
+    assert fn.one_hot(np.array([1, 3, -1]), 3).tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
