@@ -228,6 +228,21 @@ def test_own_runs_alone(run, tmp_path):
         assert "(v2, Figure 3): 1 of 12 cells run, 1 in part (fewer seeds, epochs or data)\n" in run("list")[1]
 
 
+def test_a_table_goes_between_its_marks(run, tmp_path):
+    """In bytes: neither the letters nor the line ends beside it change, nor who may read the file; a second time changes nothing."""
+    page = tmp_path / "page.md"
+    page.write_bytes("Eq. 3–6 α\r\n<!-- results: begin -->old<!-- results: end -->\r\nδL\n".encode())
+    page.chmod(0o600)
+    assert run("table", "v2-figure3", "--into", str(page))[0] == 0
+    before = page.read_bytes()
+    assert before.startswith("Eq. 3–6 α\r\n<!-- results: begin -->\n\n**v2-figure3**".encode()) and b"old" not in before
+    assert before.endswith("\n<!-- results: end -->\r\nδL\n".encode()) and page.stat().st_mode & 0o777 == 0o600
+    assert run("table", "v2-figure3", "--into", str(page))[0] == 0 and page.read_bytes() == before
+    page.write_text("no marks")
+    code, _, err = run("table", "v2-figure3", "--into", str(page))
+    assert code == 2 and "expected a line <!-- results: begin -->" in err and page.read_text() == "no marks"
+
+
 def test_angles_are_shown_once_measured(run, tmp_path):
     """With the data that they are of; a measurement in progress is none yet."""
     out = tmp_path / "runs/reproduce/alignment-v1-figure1-synthetic"

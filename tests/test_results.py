@@ -1,5 +1,6 @@
 """Logs as text, which runs belong to which cell, and the table."""
 
+import itertools
 import math
 import re
 import sys
@@ -134,6 +135,17 @@ def test_the_first_version_measures_angles_with_its_own_loss():
     for name, recipe in RECIPES.items():
         if recipe.alignment:
             assert (recipe.alignment[-4:] == ("--loss", "mse", "--anp-norm", "layer")) == name.startswith("v1"), name
+
+
+def test_what_the_angles_are_measured_against():
+    def values(name, flag):
+        after = RECIPES[name].alignment[RECIPES[name].alignment.index(flag) + 1 :]
+        return [float(word) for word in itertools.takewhile(lambda word: word[0] != "-", after)]
+
+    for name in ("v2-figure2", "v2-figure6"):
+        assert values(name, "--samples") == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] and values(name, "--repeats") == [3]
+    for name in ("v2-figure7", "v1-figure6"):
+        assert values(name, "--sigma2") == pytest.approx([10.0**n for n in range(-10, 1)]) and values(name, "--samples") == [1]
 
 
 def test_which_runs_are_a_cells():
