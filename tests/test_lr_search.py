@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT
@@ -13,6 +14,7 @@ import lr_search
 from npref import datasets
 from npref.config import Config
 from npref.runlog import lock, locked, read_log, unlock
+from npref.train import Interrupted, train
 
 TINY = "--dataset synthetic --arch fc1 --method bp --epochs 1 --batch-size 20 --limit-train 60 --limit-test 20 --optimizer sgd".split()
 CONFIG = Config(method="bp", arch="fc1", dataset="synthetic", epochs=1, batch_size=20, optimizer="sgd", lr=1.0)
@@ -126,3 +128,11 @@ def test_a_folder_is_for_one_process(tmp_path, capsys):
     assert "another process is writing the run in" in capsys.readouterr().err and not (tmp_path / "search.h5").exists()
     unlock(held)
     assert lr_search.main([*TINY, "--most", "1", "--out", str(tmp_path), "--no-plot"]) == 0 and not locked(tmp_path)
+
+
+def test_a_stop_is_passed_on_and_losses_are_means_over_seeds(data):
+    with pytest.raises(Interrupted):
+        next(lr_search.search(CONFIG, data, 1e-4, stop=lambda: True))
+    row = next(lr_search.search(replace(CONFIG, epochs=2), data, 1e-4, seeds=(0, 1)))
+    assert row["train_loss"] == pytest.approx(
+        sum(list(train(replace(CONFIG, epochs=2, lr=1e-4, seed=seed), data))[-1]["train_loss"] for seed in (0, 1)) / 2)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,6 +117,11 @@ def test_nothing_has_changed_where_a_later_parameter_does_not_fit(spoil):
     for step in (lambda: adam_step(w, d, state, 0.1), lambda: sgd_step(w, d, 0.1)):
         with pytest.raises(ValueError):
             step()
+    for name in ("m", "v"):
+        spoilt = replace(init_adam([np.ones(3), np.ones((2, 4))]), **{name: [np.zeros(3), np.zeros((4, 2)).T]})
+        with pytest.raises(ValueError, match="C-contiguous and writable"):
+            adam_step([np.ones(3), np.ones((2, 4))], [np.ones(3), np.ones((2, 4))], spoilt, 0.1)
+        assert spoilt.t == 0
     assert state.t == 0 and not state.m[0].any() and (w[0] == 1).all()
 
 
