@@ -18,11 +18,12 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from cifar10 import FLAGS, Bar, Parser, add_place_flags, any_letters, changes, exit_code, load_data, plotter, unused
+from cifar10 import FLAGS, Bar, add_place_flags, any_letters, changes, exit_code, load_data, plotter, unused
 
 from npref import METHODS, bp_update, get_backend, init_params, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
 from npref.batches import input_moments, prepare, targets
+from npref.command_line import Parser
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.runlog import environment, lock, read_checkpoint, read_log, unlock, write_log

@@ -22,12 +22,13 @@ from pathlib import Path
 
 from npref import METHODS  # isort: skip  before NumPy, see OPENBLAS_THREAD_TIMEOUT in backend.py
 import numpy as np
-from cifar10 import Parser, any_letters, exit_code, plotter
+from cifar10 import any_letters, exit_code, plotter
 
 from npref import get_backend, init_adam, split_method, synchronize, to_host, update_decorrelation
 from npref import loss as loss_of
 from npref.backend import BACKENDS, cores, keep_freed_memory
 from npref.batches import prepare
+from npref.command_line import Parser
 from npref.config import Config
 from npref.decorrelation import moment_is_cheaper
 from npref.functions import one_hot

@@ -6,7 +6,6 @@ sets do as well, with --dataset.
 
 import argparse
 import importlib
-import os
 import signal
 import sys
 import warnings
@@ -17,6 +16,7 @@ from pathlib import Path
 from npref import METHODS, BackendUnavailable, datasets, get_backend
 from npref.backend import BACKENDS
 from npref.batches import INPUTS
+from npref.command_line import Parser, broken_pipe
 from npref.config import Config, default_lr
 from npref.functions import ACTIVATIONS, LOSSES
 from npref.network import ARCHITECTURES, DTYPES, INITS
@@ -55,11 +55,6 @@ FLAGS = {
     "limit_test": (int, "use only the first so many test samples"),
     "eval_train": (bool, "also measure the whole training set with fixed weights after every epoch"),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
 def folder(name):
@@ -153,9 +148,8 @@ def exit_code(work):
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + stopping[0]
-    except BrokenPipeError:  # whoever read our output has gone, as in `| head`; what is finished is saved
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError:  # what is finished is saved
+        return broken_pipe()
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 3

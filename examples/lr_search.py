@@ -14,9 +14,10 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
-from cifar10 import FLAGS, Parser, add_flags, add_place_flags, any_letters, exit_code, given_flags, load_data, plotter, unused
+from cifar10 import FLAGS, add_flags, add_place_flags, any_letters, exit_code, given_flags, load_data, plotter, unused
 
 from npref import get_backend
+from npref.command_line import Parser
 from npref.config import Config
 from npref.decorrelation import OvershootWarning
 from npref.precision import NoiseFloorWarning

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar10 import Parser, any_letters, exit_code, flags
+from cifar10 import any_letters, exit_code, flags
 from lr_search import best
 from recipes import NOT_RUN, RECIPES
 from results import (
@@ -43,6 +43,7 @@ from results import (
 
 from npref import METHODS, datasets, get_backend
 from npref.backend import BACKENDS, cores
+from npref.command_line import Parser
 from npref.network import ARCHITECTURES
 from npref.runlog import locked, read_log, replace_file
 from npref.train import Interrupted

@@ -371,7 +371,8 @@ def record(results, logs):
     results = Path(results)
     for name, log in logs.items():  # before anything is written
         try:
-            _ = kind_of(log) == "train" and summary(name, log)
+            if kind_of(log) == "train":
+                summary(name, log)
         except KeyError as error:
             raise ValueError(f"{name}: its log has no {error}; delete it, or take a copy of it") from error
     (results / "logs").mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import fractions
 import importlib
 import shutil
+import signal
 from dataclasses import replace
 from functools import cache
 from multiprocessing import active_children
@@ -795,12 +796,16 @@ def test_a_header_that_cannot_be_read_is_said_to_be_so(capsys, tmp_path):
 
 
 def test_a_stop_ends_the_processes_that_compute(tmp_path):
+    """They are not waited for."""
+    before, ours = set(active_children()), []
+
     def stop(done, of):
+        ours.extend(set(active_children()) - before)
         raise KeyboardInterrupt
 
-    before = set(active_children())
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "v.h5", "hand/*", stop, processes=2)
+    assert len(ours) == 2 and {process.exitcode for process in ours} == {-signal.SIGKILL}
     assert set(active_children()) <= before and not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,5 @@
 """The command line:  python -m npref.datasets fetch | show  (--help tells more)."""
 
-import argparse
-import os
 import sys
 import tarfile
 import zipfile
@@ -9,11 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from npref import datasets
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help tells more)\n")
+from npref.command_line import Parser, broken_pipe
 
 
 def parse(arguments, fetchable, names):
@@ -47,9 +41,8 @@ def main(arguments=None):
     args = parse(arguments, datasets.ARCHIVES, datasets.DATASETS)
     try:
         return {"fetch": run_fetch, "show": run_show}[args.command](args)
-    except BrokenPipeError:  # whoever read our output has gone, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
+    except BrokenPipeError:
+        return broken_pipe()
     except (OSError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -1,20 +1,15 @@
 """The oracle on the command line:  python -m npref.oracle write | check | list | show  (--help tells more)."""
 
-import argparse
 import os
 import signal
 import sys
 from collections import Counter
 
+from ..command_line import Parser, broken_pipe
 from .cases import ARRAYS
 from .checker import DTYPES, CannotRun, check, load_adapter
 from .conventions import CONVENTIONS
 from .files import flat, list_cases, one_case, write
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help tells more)\n")
 
 
 def parse(arguments):
@@ -48,9 +43,8 @@ def main(arguments=None):
         return {"write": run_write, "check": run_check, "list": run_list, "show": run_show}[args.command](args)
     except KeyboardInterrupt:
         return 128 + 2
-    except BrokenPipeError:  # whoever read our output has gone, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
+    except BrokenPipeError:
+        return broken_pipe()
     except (CannotRun, ValueError, OSError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
