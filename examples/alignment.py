@@ -12,13 +12,12 @@ Each repeat is a step with noise of its own, which no training step has.
 
 import argparse
 import sys
-import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from cifar10 import FLAGS, Bar, add_place_flags, any_letters, changes, exit_code, load_data, plotter, unused
+from cifar10 import FLAGS, Bar, add_place_flags, any_letters, begin, changes, exit_code, load_data, plotter, unused
 
 from npref import METHODS, bp_update, get_backend, init_params, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
@@ -27,7 +26,7 @@ from npref.command_line import Parser
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.runlog import environment, lock, read_checkpoint, read_log, unlock, write_log
-from npref.train import Diverged, Interrupted, compute_update, params_from, train
+from npref.train import Diverged, Interrupted, compute_update, params_from
 
 NOISY = [method for method in METHODS if split_method(method)[0] != "bp"]
 FIRST_STEP = 2**63  # of the measurements' noise; training counts its steps from 0
@@ -247,11 +246,7 @@ def network_after(work, network, method, epoch):
     checkpoint, bar = folder / "checkpoint.h5", Bar(work.quiet)
     begun = checkpoint.exists()
     if not begun or read_checkpoint(checkpoint)["counters"]["epoch"] < epoch:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            rows = train(config, work.data, folder, resume=begun, progress=bar.show, stop=work.stop)
-        for warning in caught:
-            print("warning: " + " ".join(str(warning.message).split()), file=sys.stderr)
+        rows = begin(config, work.data, folder, resume=begun, progress=bar.show, stop=work.stop)
         try:
             for row in rows:
                 bar.close()

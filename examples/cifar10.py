@@ -184,11 +184,7 @@ def run(args, given, stop):
         print(found, file=sys.stderr)
     out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
     bar = Bar(args.quiet)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        epochs = train(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
-    for warning in caught:
-        print("warning: " + " ".join(str(warning.message).split()), file=sys.stderr)
+    epochs = begin(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
     if args.resume is not None:
         changed = changes(saved["environment"], environment(backend))
         if changed:
@@ -213,6 +209,16 @@ def run(args, given, stop):
     elif args.plot is None:
         print("picture: none, matplotlib cannot be imported; pip install -e \".[examples]\"")
     return 0
+
+
+def begin(*arguments, **named):
+    """train(...), with what it warns of put as one line each on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        epochs = train(*arguments, **named)
+    for warning in caught:
+        print("warning: " + " ".join(str(warning.message).split()), file=sys.stderr)
+    return epochs
 
 
 def summary(rows):

@@ -94,7 +94,7 @@ def parse(arguments):
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs (default: runs/reproduce)")
-    shared.add_argument("--results", type=Path, default=HERE.parent / "data" / "results", help="recorded results (default: data/results)")
+    shared.add_argument("--results", type=Path, help="recorded results (default: data/results)")
     names = dict(choices=[*RECIPES, *NOT_RUN], metavar="NAME", help="a table or figure, as `list` names them")
     shown = argparse.ArgumentParser(add_help=False, parents=[shared])
     shown.add_argument("--own", action="store_true", help="show the runs under --runs only (default: recorded ones too)")
@@ -132,6 +132,9 @@ def parse(arguments):
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if min(getattr(args, "seeds", None) or [0]) < 0:
         parser.error(f"--seeds must be at least 0, got {min(args.seeds)}")
+    if getattr(args, "own", False) and args.results is not None:
+        parser.error("--results has no effect with --own: leave one out")
+    args.results = args.results or HERE.parent / "data" / "results"
     if args.command == "run" and args.synthetic and args.data_dir is not None:
         parser.error("--data-dir has no effect with --synthetic: leave one out")
     if args.command == "run" and args.synthetic + args.dedup + args.split_test > 1:
@@ -507,8 +510,9 @@ def draw(args, stop):
     except ImportError as error:
         raise ValueError(f"plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
     logs, out = shown_logs(args), args.out or args.runs
+    places = args.runs if args.own else f"{args.runs} or {args.results}"
     if not logs and not args.names:
-        raise ValueError(f"nothing to draw: expected runs in {args.runs}" + ("" if args.own else f" or {args.results}"))
+        raise ValueError(f"nothing to draw: expected runs in {places}")
     out.mkdir(parents=True, exist_ok=True)
     for name in args.names or RECIPES:
         if name in NOT_RUN:
@@ -525,8 +529,7 @@ def draw(args, stop):
         if drawn:
             print(f"{name}: {drawn}")
         elif args.names:
-            raise ValueError(f"{name} has not been run: expected runs of it in {args.runs} or {args.results}; "
-                             f"python examples/reproduce.py run {name}")
+            raise ValueError(f"{name} has not been run: expected runs of it in {places}; python examples/reproduce.py run {name}")
     return 0
 
 

@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def call(*words):
         try:
-            code = reproduce.main([*words, "--results", str(tmp_path / "results")])
+            code = reproduce.main([*words, *([] if "--own" in words else ["--results", str(tmp_path / "results")])])
         except SystemExit as error:
             code = error.code
         return code, *capsys.readouterr()
@@ -221,7 +221,7 @@ def test_own_runs_alone(run, tmp_path):
     assert run("table", "v2-figure3", "--own")[1].count("not run | not run") == 12
     assert "(v2, Figure 3): 0 of 12 cells run\n" in run("list", "--own")[1]
     code, _, err = run("plot", "v2-figure3", "--own")
-    assert code == 2 and "v2-figure3 has not been run" in err
+    assert code == 2 and "v2-figure3 has not been run: expected runs of it in runs/reproduce; python" in err
     for change in ({"epochs": 49}, {"dataset": "synthetic"}, {"limit_train": 40}):
         short = {**log, "config": config | change, "rows": rows[: change.get("epochs", 50)]}
         results.write_text(tmp_path / "results/logs/cifar10-fc1-bp-s2.tsv", short)
@@ -402,6 +402,7 @@ def test_a_process_that_came_second_is_started_again(run, tmp_path, monkeypatch)
     (["run", "v2-table3", "--jobs", "0"], "--jobs must be at least 1, got 0"),
     (["run", "v2-table3", "--epochs", "0"], "--epochs must be at least 1, got 0"),
     (["table", "v2-table3", "--until", "0"], "--until must be at least 1, got 0"),
+    (["table", "v2-table3", "--own", "--results", "here"], "--results has no effect with --own: leave one out"),
     (["run", "v2-table3", "--seeds", "-1"], "--seeds must be at least 0, got -1"),
     (["run", "v2-figure8", "--synthetic", "--dedup"], "--synthetic, --dedup and --split-test exclude one another: give one"),
     (["run", "v2-figure8", "--dedup"], "no sarcos-dedup found: get it with python -m npref.datasets fetch sarcos, or use --synthetic"),
