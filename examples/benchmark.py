@@ -24,16 +24,16 @@ from npref import METHODS  # isort: skip  before NumPy, see OPENBLAS_THREAD_TIME
 import numpy as np
 from cifar10 import any_letters, exit_code, plotter
 
-from npref import get_backend, init_adam, split_method, synchronize, to_host, update_decorrelation
+from npref import get_backend, init_adam, split_method, synchronize, to_host
 from npref import loss as loss_of
 from npref.backend import BACKENDS, cores, keep_freed_memory
 from npref.batches import prepare
 from npref.command_line import Parser
 from npref.config import Config
-from npref.decorrelation import moment_is_cheaper
+from npref.decorrelation import decorrelate, moment_is_cheaper
 from npref.functions import one_hot
 from npref.layers import Conv, unfold, weight_shape
-from npref.network import ARCHITECTURES, DTYPES
+from npref.network import ARCHITECTURES, DTYPES, spares_x_star
 from npref.noise import KINDS
 from npref.optim import adam_step
 from npref.rules import group_size
@@ -65,39 +65,44 @@ class Row:
 
 
 def products(network, method, B, K, size):
-    """The step's matrix products: a list of (part, kind, m, k, n, how many), result (m, n), inner dimension k.
+    """The step's matrix products: a list of (part, kind, m, k, n), result (m, n), inner dimension k.
 
     kind: "nt" rows times Wᵀ, "nn" rows times a matrix, "tn" errorᵀ times rows, "syrk" rowsᵀ times themselves. `size` noise samples
     make a group, and one product a layer.
     """
-    (rule, decorrelate), out = split_method(method), []
+    (rule, decorrelated), out = split_method(method), []
     groups = [min(size, K - k) for k in range(0, K, size)]
     for l, (layer, shape, after) in enumerate(zip(network.layers, network.shapes, network.shapes[1:])):
         w = weight_shape(layer, shape)
         n_out, n, M = w[0], prod(w[1:]), B * prod(after[1:] if len(after) > 1 else ())  # units and inputs of a row, rows
-        out.append(("clean pass", "nt", M, n, n_out, 1))
-        out.append(("update", "tn", n_out, M, n, 1))
-        if decorrelate:
-            out.append(("clean pass", "nt", M, n, n, 1))
+        spare = decorrelated and spares_x_star(M, n_out, n)
+        out.append(("clean pass", "nt", M, n, n_out))
+        out.append(("update", "tn", n_out, M, n))
+        if spare:
+            out.append(("clean pass", "nn", n_out, n, n))  # A = W R, for all passes
+            out.append(("update", "nt", n_out, n, n))
+            out += [("R", "syrk", n, M, n), ("R", "nn", n, n, n), ("R", "nt", n, n, n), ("R", "nn", n, n, n)]
+        elif decorrelated:
+            out.append(("clean pass", "nt", M, n, n))
             if moment_is_cheaper(M, n):
-                out += [("R", "syrk", n, M, n, 1), ("R", "nn", n, n, n, 1)]
+                out += [("R", "syrk", n, M, n), ("R", "nn", n, n, n)]
             else:
-                out += [("R", "nn", M, n, n, 1), ("R", "tn", n, M, n, 1)]
+                out += [("R", "nn", M, n, n), ("R", "tn", n, M, n)]
         if l == 0:
             continue
         if rule == "bp":
-            out.append(("backward pass", "nn", M, n_out, n, 1))
-            if decorrelate:
-                out.append(("backward pass", "nn", min(M, n_out), n, n, 1))  # W R, or R after W
+            out.append(("backward pass", "nn", M, n_out, n))
+            if decorrelated and not spare:
+                out.append(("backward pass", "nn", min(M, n_out), n, n))  # W R, or R after W
         else:
             passes = l if rule == "inp" else 1  # INP's passes for the layers before are under way
-            fused = decorrelate and passes * K * M > n_out
-            if fused:
-                out.append(("noisy passes", "nn", n_out, n, n, 1))  # A = W R
+            fused = decorrelated and passes * K * M > n_out
+            if fused and not spare:
+                out.append(("noisy passes", "nn", n_out, n, n))  # A = W R
             for k in groups:
-                if decorrelate and not fused:
-                    out.append(("noisy passes", "nt", passes * k * M, n, n, 1))
-                out.append(("noisy passes", "nt", passes * k * M, n, n_out, 1))
+                if decorrelated and not fused:
+                    out.append(("noisy passes", "nt", passes * k * M, n, n))
+                out.append(("noisy passes", "nt", passes * k * M, n, n_out))
     return out
 
 
@@ -112,10 +117,10 @@ class Floor:
                 arrays[name, rows, columns] = xp.asarray(rng.random((rows, columns), dtype=dtype))
             return arrays[name, rows, columns]
 
-        for part, kind, m, k, n, times in listed:
+        for part, kind, m, k, n in listed:
             a = array("a", m, k) if kind[0] == "n" else array("a", k, m).T
             b = a.T if kind == "syrk" else array("b", n, k).T if kind == "nt" else array("b", k, n)
-            self.calls += [(part, a, b, array("out", m, n))] * times
+            self.calls.append((part, a, b, array("out", m, n)))
 
     def __call__(self):
         for _, a, b, out in self.calls:
@@ -173,7 +178,7 @@ def measure(config, backend, rounds, against=(), shares=True):
         found["decorrelation"] = max(0.0, found["decorrelation"] - found.pop("R products"))
         found["elementwise"] = max(0.0, seconds["step"] - seconds["floor"] - sum(v for k, v in found.items() if k != "batch"))
     halved = 2 if xp is np else 1  # NumPy's BLAS computes one half of rowsᵀ rows
-    gmac = sum(m * k * n * times / (halved if kind == "syrk" else 1) for _, kind, m, k, n, times in listed) / 1e9
+    gmac = sum(m * k * n / (halved if kind == "syrk" else 1) for _, kind, m, k, n in listed) / 1e9
     return Row(config.method, config.arch, K, config.noise if rule != "bp" else "-", B, seconds["step"], seconds["floor"], gmac, found,
                memory, {name: seconds[name] / seconds["step"] for name in against})
 
@@ -200,7 +205,7 @@ def parts(config, network, state, x, t, batch, floor, listed):
         "noise": lambda: [None for _ in noise_groups(config, network, 0, range(len(x)), xp)] if rule != "bp" else None,
         "losses": lambda: loss_of(config.loss, y, t),
         "optimiser": lambda: adam_step(copies, updates, adam, 0.0),
-        "decorrelation": lambda: [update_decorrelation(r, s, 0.0) for r, s in zip(R, update.trace.x_star) if r is not None],
+        "decorrelation": lambda: decorrelate(R, update.trace, 0.0),
         "R products": floor.part("R"),
         "im2col": im2col,
         "batch": batch,
@@ -329,7 +334,7 @@ def run(args, stop):
     if args.scaling is not None:
         print(plot_scaling([asdict(row) for row in rows], args.scaling))
     noise = noise_table(backend.xp)
-    rate = timed(backend.xp, {"gemm": Floor(backend.xp, [("", "nn", 4096, 4096, 4096, 1)], args.dtype)}, 3)["gemm"]
+    rate = timed(backend.xp, {"gemm": Floor(backend.xp, [("", "nn", 4096, 4096, 4096)], args.dtype)}, 3)["gemm"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 * (1024 if sys.platform == "linux" else 1)
     print("ns a number: " + ", ".join(f"{name} {ns:.2f}" for name, ns in noise.items()))
     print(f"matrix products of 4096: {2 * 4096**3 / rate / 1e12:.3f} TFLOP/s; "

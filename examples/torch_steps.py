@@ -2,23 +2,27 @@
 
 `torch` is written as PyTorch's users write it: the clean pass and all noisy passes stacked in one batch, autograd for BP and for a
 convolution's update, torch.optim.Adam, the moment times R. `torch-compile` is that, compiled. `torch-algebra` shares what npref
-shares: noisy passes start where their noise does and multiply by A = W R (always formed here), K errors are summed before one product, R
-in its cheap form, the optimiser fused; all K noise samples are held at once. Before it is timed, each must give npref's numbers (`check`).
+shares: noisy passes start where their noise does and multiply by A = W R (always formed here), x* is left out where npref leaves it out,
+K errors are summed before one product, R in its cheap form, the optimiser fused; all K noise samples are held at once. Before it is timed,
+each must give npref's numbers (`check`).
 """
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from npref import init_params, split_method
+from npref.decorrelation import decorrelate as npref_decorrelate
 from npref.decorrelation import moment_is_cheaper
 from npref.layers import Conv
+from npref.network import spares_x_star
 from npref.noise import draw
 from npref.train import compute_update
 
-CHECKED = 8  # samples
+CHECKED = 16  # samples
 
 
 class Net:
@@ -30,6 +34,15 @@ class Net:
         self.W = [torch.tensor(np.array(w), requires_grad=True) for w in params.W]
         self.R = [None if r is None else torch.tensor(np.array(r)) for r in params.R]
         self.units, self.K = network.units, config.samples
+
+    def spares(self, l, B):
+        """Whether the algebra leaves x* of B samples out, as npref does."""
+        positions = prod(self.network.shapes[l + 1][1:]) if isinstance(self.layers[l], Conv) else 1
+        return self.decorrelate and spares_x_star(B * positions, len(self.W[l]), self.W[l][0].numel())
+
+    def fused(self, l):
+        """A = W R, in W's shape."""
+        return (self.W[l].flatten(1) @ self.R[l]).reshape(self.W[l].shape)
 
     def rows(self, l, x):
         """A layer's input as what R and W multiply: (B, n_in), or (B, P, n_in) for a convolution."""
@@ -50,8 +63,10 @@ class Net:
     def activate(self, l, a):
         return F.leaky_relu(a, self.layers[l].slope) if self.layers[l].activation == "leaky_relu" else a
 
-    def update(self, l, error, seen):
-        """Σ errorᵀ x*, with error (B, *shape); seen is x* as rows, or the input of a convolution without R."""
+    def update(self, l, error, seen, spare=False):
+        """Σ errorᵀ x*, with error (B, *shape); seen is x* as rows, or the input of a convolution without R, or if x* is spared x's rows."""
+        if spare:
+            return (self.update(l, error, seen).flatten(1) @ self.R[l].T).reshape(self.W[l].shape)
         if isinstance(self.layers[l], Conv):
             q = self.layers[l]
             if not self.decorrelate:
@@ -74,11 +89,17 @@ def loss(y, t):
     return torch.logsumexp(y, -1) * t.sum(-1) - (t * y).sum(-1)
 
 
-def forward(net, x, noise=None):
-    """Inputs of the products (x* as rows, or a convolution's input where there is no R), pre-activations, output."""
+def forward(net, x, noise=None, A=None):
+    """Inputs of the products (x* as rows, or a convolution's input where there is no R), pre-activations, output.
+
+    A: if given, of each layer; where npref leaves x* out, x is multiplied by it, and x's rows are in x*'s place.
+    """
     seen, a = [], []
     for l in range(len(net.layers)):
-        if net.decorrelate or not isinstance(net.layers[l], Conv):
+        if A is not None and net.spares(l, len(x)):
+            seen.append(net.rows(l, x))
+            a.append(net.product(l, x, A[l]))
+        elif net.decorrelate or not isinstance(net.layers[l], Conv):
             rows = net.rows(l, x)
             seen.append(rows @ net.R[l].T if net.decorrelate else rows)
             a.append(net.product(l, x, net.W[l], seen[-1]))
@@ -91,9 +112,10 @@ def forward(net, x, noise=None):
     return seen, a, x
 
 
-def gradients_bp(net, x, t):
+def gradients_bp(net, x, t, algebra):
     """dW by autograd, and x* for R."""
-    seen, _, y = forward(net, x)
+    A = [net.fused(l) if net.spares(l, len(x)) else None for l in range(len(net.layers))] if algebra else None
+    seen, _, y = forward(net, x, A=A)
     mean = F.cross_entropy(y, t)
     return list(torch.autograd.grad(mean, net.W)), [s.detach() for s in seen]
 
@@ -131,9 +153,9 @@ def gradients_stacked(net, x, t, eps):
 def gradients_algebra(net, x, t, eps):
     """dW with npref's algebra."""
     B, K, L, N, shapes = len(x), net.K, len(net.layers), sum(net.units), net.network.shapes
-    seen, a, y = forward(net, x)
+    A = [net.fused(l) if net.decorrelate and (l > 0 or net.spares(l, B)) else net.W[l] for l in range(L)]
+    seen, a, y = forward(net, x, A=A)
     clean_loss = loss(y, t)
-    A = [net.W[l] if not net.decorrelate or l == 0 else (net.W[l].flatten(1) @ net.R[l]).reshape(net.W[l].shape) for l in range(L)]
     v, x_tilde = [], None
     for l, e in enumerate(eps):
         e = e.flatten(0, 1)
@@ -149,7 +171,7 @@ def gradients_algebra(net, x, t, eps):
         scale = {"np": lambda: dL[0] / net.config.sigma2, "anp": lambda: N * dL[0] / norm2,
                  "inp": lambda l=l, v_l=v_l: net.units[l] * dL[l] / v_l.square().sum(2)}[net.rule]()
         error = torch.einsum("kb,kbn->bn", scale.to(x.dtype), v_l).reshape(B, *shapes[l + 1])
-        dW.append(net.update(l, error, seen[l]) / (K * B))
+        dW.append(net.update(l, error, seen[l], net.spares(l, B)) / (K * B))
     return dW, seen
 
 
@@ -165,10 +187,10 @@ def decorrelate(net, seen):
 
 @torch.no_grad()
 def decorrelate_algebra(net, seen):
-    for R, rows in zip(net.R, seen):
-        rows, alpha = rows.flatten(0, -2), net.config.decor_lr
+    for l, (R, rows) in enumerate(zip(net.R, seen)):
+        B, rows, alpha = len(rows), rows.flatten(0, -2), net.config.decor_lr
         if moment_is_cheaper(*rows.shape):
-            C = rows.T @ rows
+            C = R @ (rows.T @ rows) @ R.T if net.spares(l, B) else rows.T @ rows
             C.fill_diagonal_(0)
             R.addmm_(C, R.clone(), alpha=-alpha / len(rows))
         else:
@@ -179,7 +201,7 @@ def decorrelate_algebra(net, seen):
 
 def gradients(name, net, x, t, eps):
     if net.rule == "bp":
-        return gradients_bp(net, x, t)
+        return gradients_bp(net, x, t, name == "torch-algebra")
     return (gradients_algebra if name == "torch-algebra" else gradients_stacked)(net, x, t, eps)
 
 
@@ -208,8 +230,6 @@ def step(name, config, network, params, x, t, threads):
 
 def check(name, config, network):
     """Raise ValueError unless this form's updates of W and R are npref's, in float64, on a few samples with npref's noise."""
-    from npref.decorrelation import update_decorrelation
-
     if config.loss != "cce":
         raise ValueError(f"PyTorch's steps have the cross-entropy loss, got {config.loss}")
     config = replace(config, dtype="float64", batch_size=CHECKED)
@@ -227,8 +247,7 @@ def check(name, config, network):
     pairs = [(f"dW_{l + 1}", d, e) for l, (d, e) in enumerate(zip(update.dW, dW))]
     if net.decorrelate:
         R = [r.copy() for r in params.R]
-        for r, x_star in zip(R, update.trace.x_star):
-            update_decorrelation(r, x_star, config.decor_lr)
+        npref_decorrelate(R, update.trace, config.decor_lr)
         before = [r.clone() for r in net.R]
         (decorrelate_algebra if name == "torch-algebra" else decorrelate)(net, seen)
         pairs += [(f"R_{l}'s change", r - r0, s.numpy() - s0.numpy()) for l, (r, r0, s, s0) in enumerate(zip(R, params.R, net.R, before))]

@@ -22,6 +22,8 @@ def update_decorrelation(R, x_star, alpha):
     On inputs that stay the same it overshoots from R = I on, and R grows without end, where α exceeds `overshoot_limit`. Raises
     ValueError for shapes, TypeError for dtypes that do not fit.
     """
+    if x_star is None:
+        raise TypeError("x_star is None, as a rule's pass leaves it out of a layer with many rows: use decorrelate(params.R, trace, alpha)")
     xp = array_module(R, x_star)
     if x_star.ndim != 2 or R.shape != (x_star.shape[1],) * 2:
         raise ValueError(f"R must be (n_in, n_in) and x_star (M, n_in), got {R.shape} and {x_star.shape}")
@@ -31,10 +33,7 @@ def update_decorrelation(R, x_star, alpha):
         raise TypeError(f"R and x_star must share one floating-point dtype, got {R.dtype} and {x_star.dtype}")
     M, n = x_star.shape
     if moment_is_cheaper(M, n):
-        moment = x_star.T @ x_star  # (n_in, n_in), BLAS computes one half
-        xp.fill_diagonal(moment, 0)
-        moment *= alpha / M
-        R -= moment @ R
+        _change_by_moment(R, x_star.T @ x_star, alpha / M)  # (n_in, n_in), BLAS computes one half
         return
     mean_square = xp.einsum("mi,mi->i", x_star, x_star) / M  # s, (n_in,)
     projected = x_star @ R  # (M, n_in)
@@ -50,6 +49,25 @@ def update_decorrelation(R, x_star, alpha):
                 strip[b] -= product[b]
 
         in_blocks(xp, change, len(strip), n)
+
+
+def decorrelate(Rs, trace, alpha):
+    """`update_decorrelation` of every R (those that are None left out), in place, after a clean pass with these R.
+
+    Where the pass has left x* out, its moment is taken from x: Σ x* x*ᵀ = R (Σ x xᵀ) Rᵀ.
+    """
+    for R, x_star, x in zip(Rs, trace.x_star, trace.rows):
+        if R is not None and x_star is None:
+            _change_by_moment(R, R @ (x.T @ x) @ R.T, alpha / len(x))
+        elif R is not None:
+            update_decorrelation(R, x_star, alpha)
+
+
+def _change_by_moment(R, moment, rate):
+    """R ← R - rate (moment - diag) R, in place; the moment is spent."""
+    array_module(R).fill_diagonal(moment, 0)
+    moment *= rate
+    R -= moment @ R
 
 
 def moment_is_cheaper(M, n):

@@ -7,8 +7,8 @@ parameters that have R. x (B, *input_shape) and t (B, n_out) are arrays of the p
 Noise comes in as arrays: `noise` is an iterable of groups, a group is one array per layer, (k, B, *shape of the layer's
 output), and the k of all groups add up to K. Pass `[eps]` for a single group. Groups only bound memory; their results add.
 
-What is shared, exactly: the noisy passes start from the clean pass's a_1; with many rows A_l = W_l R_{l-1} is formed once; the K
-errors are summed before the one product with x*. All that is elementwise goes block by block of samples (`in_blocks`).
+What is shared, exactly: the noisy passes start from the clean pass's a_1; with many rows A_l = W_l R_{l-1} is formed once, with very
+many x* never; the K errors are summed before the one product with x*. All that is elementwise goes block by block of samples (`in_blocks`).
 
 Letters: B batch, K noise samples, k those of a group, P positions, n_in / n_out as in layers.py, N_l = P * n_out.
 """
@@ -32,7 +32,7 @@ class Update:
     """What a rule returns. dW and db per layer (db None without bias), averaged over the batch and the K noise samples.
 
     losses: (B,) of the clean pass (the baseline pass, if that is noisy). dL = noisy - clean: (K, B), for INP (K, L, B), None
-    for BP. trace: the clean pass.
+    for BP. trace: the clean pass, without x* where it was not needed (`network.spares_x_star`): `forward` gives all of it.
     """
 
     dW: tuple
@@ -55,18 +55,20 @@ def bp_update(network, params, x, t, *, loss="cce"):
     Raises as `network.check_batch`, and ValueError for an activation without a derivative.
     """
     check_batch(network, params, x, t)
-    trace = forward(network, params, x)
+    trace = forward(network, params, x, sparing=True)
     g = [None] * len(network.layers)
     dL_dx = loss_gradient(loss, trace.y, t)  # (B, n_L)
     for l in reversed(range(len(network.layers))):
         layer = network.layers[l]
         g[l] = _times_derivative(layer, to_rows(dL_dx), trace.a[l])  # (B*P, n_out)
         if l > 0:
-            W, R = matrix(params.W[l]), params.R[l]
+            W, R, A = matrix(params.W[l]), params.R[l], trace.A[l]
             if R is None:
                 rows = g[l] @ W  # (B*P, n_in)
-            else:  # by W R where there are more rows than units: see `_multiplier`
-                rows = g[l] @ (W @ R) if len(g[l]) > len(W) else (g[l] @ W) @ R
+            elif A is not None or len(g[l]) > len(W):  # by W R where there are more rows than units: see `_multiplier`
+                rows = g[l] @ (W @ R if A is None else A)
+            else:
+                rows = (g[l] @ W) @ R
             dL_dx = unfold_adjoint(layer, rows, network.shapes[l])
     return _update(params, trace, g, loss_of(loss, trace.y, t), [])
 
@@ -82,7 +84,7 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
     if not 0 < sigma2 < float("inf"):
         raise ValueError(f"sigma2 must be positive and finite, got {sigma2}")
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
-    errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params)
+    errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params, trace.A)
     for eps in _checked(network, x, noise):
         y, _, _ = _noisy_pass(network, multiply, trace, eps)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
@@ -98,7 +100,7 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
     """
     xp = check_batch(network, params, x, t)
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, None)
-    errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params)
+    errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params, trace.A)
     for v in _checked(network, x, noise):
         dL.append(_layerwise_losses(network, multiply, trace, v, t, loss) - clean_loss)  # (k, L, B)
         for l, N_l in enumerate(network.units):
@@ -116,7 +118,7 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
     if norm not in ANP_NORMS:
         raise ValueError(f"unknown norm {norm!r}: expected {' or '.join(ANP_NORMS)}")
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
-    errors, dL, multiply, N = [None] * len(network.layers), [], _multiplier(params), sum(network.units)
+    errors, dL, multiply, N = [None] * len(network.layers), [], _multiplier(params, trace.A), sum(network.units)
     for eps in _checked(network, x, noise):
         y, da, norm2 = _noisy_pass(network, multiply, trace, eps, differences=True)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
@@ -148,7 +150,7 @@ def _times_derivative(layer, g, a):
 
 
 def _baseline_pass(network, params, x, t, loss, baseline):
-    trace = forward(network, params, x, baseline)
+    trace = forward(network, params, x, baseline, sparing=True)
     return trace, loss_of(loss, trace.y, t)
 
 
@@ -207,13 +209,13 @@ def _rows_of(network, l, x):
     return unfold(network.layers[l], fold(x.reshape(-1, network.layers[l - 1].n_out), network.shapes[l]))
 
 
-def _multiplier(params):
+def _multiplier(params, formed):
     """A function (l, rows) -> W_l R_{l-1} rows + b_l for the noisy passes of one update, (M, n_in) -> (M, n_out).
 
     A_l = W_l R_{l-1} costs as much as n_out rows' products with R, and saves one for each row: it is formed once more rows than
-    that have come, in this call or in all so far.
+    that have come, in this call or in all so far. formed: those that the clean pass has formed, the others None.
     """
-    A, seen = {}, Counter()
+    A, seen = {l: A_l for l, A_l in enumerate(formed) if A_l is not None}, Counter()
 
     def multiply(l, rows, out=None):
         xp, W, R, b = array_module(rows), matrix(params.W[l]), params.R[l], params.b[l]
@@ -251,9 +253,10 @@ def _update(params, trace, errors, losses, dL):
     K = 1 if dL is None else len(dL)
     dW, db = [], []
     for l, x_star in enumerate(trace.x_star):
-        e = errors[l].reshape(len(x_star), -1)  # (B*P, n_out)
+        e = errors[l].reshape(trace.a[l].shape)  # (B*P, n_out)
         e /= K * len(trace.y)
-        dW.append((e.T @ x_star).reshape(params.W[l].shape))
+        dW_l = e.T @ x_star if x_star is not None else (e.T @ trace.rows[l]) @ params.R[l].T  # (n_out, n_in)
+        dW.append(dW_l.reshape(params.W[l].shape))
         db.append(None if params.b[l] is None else e.sum(axis=0))
     return Update(tuple(dW), tuple(db), losses, dL, trace)
 

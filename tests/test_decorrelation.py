@@ -1,13 +1,14 @@
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import assert_close
+from reference import assert_close, random_params
 
 from npref import Dense, Network, equations, forward, init_params, mean_squared_correlation, update_decorrelation
-from npref.decorrelation import OvershootWarning, moment_is_cheaper, overshoot_limit, warn_of_overshoot
+from npref.decorrelation import OvershootWarning, decorrelate, moment_is_cheaper, overshoot_limit, warn_of_overshoot
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -20,6 +21,24 @@ def test_update_is_the_equation(seed):
     updated = R.copy()
     update_decorrelation(updated, x, alpha)
     assert_close(updated, expected, scale)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_update_after_a_pass_is_the_equation(seed):
+    """From x* where the pass has it, from x where it was left out; a layer without R is passed over."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 6, 4)
+    network = Network((int(sizes[0]),), tuple(Dense(int(n)) for n in sizes[1:]))
+    params, x = random_params(rng, network), rng.normal(size=(int(rng.integers(1, 30)), sizes[0]))
+    params = replace(params, R=(params.R[0], None, params.R[2]))
+    full, trace = forward(network, params, x), forward(network, params, x, sparing=True)
+    Rs = [None if R is None else R.copy() for R in params.R]
+    decorrelate(Rs, trace, 0.1)
+    assert Rs[1] is None
+    for l in (0, 2):
+        R, x_l, size = params.R[l], full.x_star[l], np.abs(x if l == 0 else full.x[1]) @ np.abs(params.R[l].T)
+        expected = equations.decorrelation_update(R, [row[:, None] for row in x_l], 0.1)
+        assert_close(Rs[l], expected, np.abs(R) + 0.1 * size.T @ size @ np.abs(R) / len(x) + 1e-3)
 
 
 @pytest.mark.parametrize("strip", [1, 3, 7, 20])
@@ -153,6 +172,8 @@ def test_arrays_that_do_not_fit():
                  (np.eye(3, dtype=np.float32), np.ones((5, 3)))):
         with pytest.raises(TypeError, match="share one floating-point dtype"):
             update_decorrelation(R, x, 0.1)
+    with pytest.raises(TypeError, match=r"leaves it out .* use decorrelate\(params.R, trace, alpha\)"):
+        update_decorrelation(np.eye(3), None, 0.1)
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -268,7 +268,7 @@ def test_noise_whose_square_vanishes_changes_nothing():
 def test_the_product_with_R_is_formed_when_more_rows_than_units_have_come():
     """W R overflows here and W (R x) does not, which tells the two apart: 2 units, so the third row changes the form."""
     params = Params((np.full((2, 1), 1e200),), (None,), (np.full((1, 1), 1e200),))
-    multiply, rows = rules._multiplier(params), np.full((1, 1), 1e-200)
+    multiply, rows = rules._multiplier(params, [None]), np.full((1, 1), 1e-200)
     with np.errstate(over="ignore"):
         results = [multiply(0, rows)[0, 0], multiply(0, rows)[0, 0], multiply(0, rows)[0, 0]]
     assert np.isfinite(results[:2]).all() and np.isinf(results[2])

@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import rules
 from ..backend import array_module
-from ..decorrelation import update_decorrelation
+from ..decorrelation import decorrelate
 from ..layers import Conv, fold
 from ..network import Params, forward
 from ..optim import init_adam
@@ -23,7 +23,7 @@ def self(case, xp=np):
     for step in range(1, max(STEPS) + 1):
         update = _update(case, network, params, x, t, eps, baseline)
         if step == 1:
-            out |= _one_step(case, network, params, x, eps, update)
+            out |= _one_step(case, network, params, x, eps, baseline, update)
         apply_update(params, adam, update, lr=case.lr, alpha=case.alpha, eps_hat=case.optimizer == "adam-eps-hat")
         if step in STEPS:
             out |= _after(f"after_{step}", params, adam)
@@ -42,17 +42,14 @@ def _update(case, network, params, x, t, eps, baseline):
             return rules.anp_update(network, params, x, t, [eps], loss=case.loss, baseline=baseline, norm=case.anp_norm)
 
 
-def _one_step(case, network, params, x, eps, update):
+def _one_step(case, network, params, x, eps, baseline, update):
     trace, B, L = update.trace, len(x), len(network.layers)
     x_star = [rows.reshape(B, -1, rows.shape[1]).transpose(0, 2, 1) if isinstance(q, Conv) else rows
-              for q, rows in zip(network.layers, trace.x_star)]  # (B, n_in, P) or (B, n_in)
+              for q, rows in zip(network.layers, forward(network, params, x, baseline).x_star)]  # (B, n_in, P) or (B, n_in)
     a = [fold(a_l, shape) for a_l, shape in zip(trace.a, network.shapes[1:])]
-    dR = []
-    for r, s in zip(params.R, trace.x_star):
-        if r is not None:
-            moved = r.copy()
-            update_decorrelation(moved, s, 1.0)
-            dR.append(r - moved)
+    moved = [None if r is None else r.copy() for r in params.R]
+    decorrelate(moved, trace, 1.0)
+    dR = [r - m for r, m in zip(params.R, moved) if r is not None]
     out = {"x_star": x_star, "a": a, "x": trace.x, "loss": update.losses, "dW": update.dW, "db": update.db, "dR": dR}
     if case.rule == "bp":
         return out
