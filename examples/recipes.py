@@ -109,7 +109,7 @@ WHY_FC3 = variants(FC3, ("bp",), *([option] for option in (("lr", 5e-5), BIAS, E
 WHY_CONV = (*variants(CONV, ("bp", "np", "anp", "danp"), [("padding", 1)]),
             *variants(CONV, ("bp", "anp"), [STANDARD]),
             *variants(CONV, ("np",), [STANDARD], [BIAS], [("lr", 5e-4)]),
-            *variants(CONV, ("np", "anp", "danp"), [("lr", 1e-3)]),
+            *variants(CONV, ("np", "anp", "danp", "inp", "dinp"), [("lr", 1e-3)]),
             *variants(CONV, ("np", "anp"), [STANDARD, ("lr", 5e-4)], [STANDARD, ("lr", 1e-3)]),
             *variants(CONV, ("anp",), [STANDARD, ("padding", 1), ("lr", 5e-4)]))
 AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options if option[0] != "decor_lr")) for c in TINY
@@ -158,7 +158,7 @@ RECIPES["why-fc1"] = Recipe("Table 3's fc1 with other readings of the text: bias
 RECIPES["why-fc3"] = Recipe("Table 3's fc3 with other readings of the text: rate, biases, Adam's epsilon, initial weights, slope",
                             "not in the paper", tuple(c for c in FC3 if c.method == "bp") + WHY_FC3, seeds=1)
 RECIPES["why-conv"] = Recipe("Table 3's convolutional network with other readings of the text: padding, pixels, biases, rate",
-                             "not in the paper", tuple(c for c in CONV if c.method in ("bp", "np", "anp", "danp")) + WHY_CONV, seeds=1)
+                             "not in the paper", tuple(c for c in CONV if c.method in ("bp", "np", "anp", "danp", "inp", "dinp")) + WHY_CONV, seeds=1)
 RECIPES["why-tiny"] = Recipe("Table 4 at the paper's α = 1e-3, with He's weights, and DANP with Glorot's", "not in the paper",
                              WHY_TINY, seeds=1)
 
