@@ -30,10 +30,10 @@ from npref.backend import BACKENDS, cores, keep_freed_memory
 from npref.batches import prepare
 from npref.command_line import Parser
 from npref.config import Config
-from npref.decorrelation import decorrelate, moment_is_cheaper
+from npref.decorrelation import decorrelation_step, moment_is_cheaper, spares_x_star
 from npref.functions import one_hot
 from npref.layers import Conv, unfold, weight_shape
-from npref.network import ARCHITECTURES, DTYPES, spares_x_star
+from npref.network import ARCHITECTURES, DTYPES
 from npref.noise import KINDS
 from npref.optim import adam_step
 from npref.rules import group_size
@@ -205,7 +205,7 @@ def parts(config, network, state, x, t, batch, floor, listed):
         "noise": lambda: [None for _ in noise_groups(config, network, 0, range(len(x)), xp)] if rule != "bp" else None,
         "losses": lambda: loss_of(config.loss, y, t),
         "optimiser": lambda: adam_step(copies, updates, adam, 0.0),
-        "decorrelation": lambda: decorrelate(R, update.trace, 0.0),
+        "decorrelation": lambda: decorrelation_step(R, update.trace, 0.0),
         "R products": floor.part("R"),
         "im2col": im2col,
         "batch": batch,

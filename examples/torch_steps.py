@@ -15,10 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from npref import init_params, split_method
-from npref.decorrelation import decorrelate as npref_decorrelate
-from npref.decorrelation import moment_is_cheaper
+from npref.decorrelation import decorrelation_step, moment_is_cheaper, spares_x_star
 from npref.layers import Conv
-from npref.network import spares_x_star
 from npref.noise import draw
 from npref.train import compute_update
 
@@ -247,7 +245,7 @@ def check(name, config, network):
     pairs = [(f"dW_{l + 1}", d, e) for l, (d, e) in enumerate(zip(update.dW, dW))]
     if net.decorrelate:
         R = [r.copy() for r in params.R]
-        npref_decorrelate(R, update.trace, config.decor_lr)
+        decorrelation_step(R, update.trace, config.decor_lr)
         before = [r.clone() for r in net.R]
         (decorrelate_algebra if name == "torch-algebra" else decorrelate)(net, seen)
         pairs += [(f"R_{l}'s change", r - r0, s.numpy() - s0.numpy()) for l, (r, r0, s, s0) in enumerate(zip(R, params.R, net.R, before))]

@@ -10,7 +10,7 @@ Ahmad): BP, NP, INP, ANP and their decorrelated forms, on dense and convolutiona
 """
 
 from .backend import Backend, BackendUnavailable, array_module, get_backend, synchronize, to_host
-from .decorrelation import decorrelate, mean_squared_correlation, update_decorrelation
+from .decorrelation import decorrelation_step, mean_squared_correlation, update_decorrelation
 from .functions import activate, derivative, loss, loss_gradient, one_hot
 from .layers import Conv, Dense
 from .network import Network, Params, Trace, architecture, forward, init_params, without_decorrelation
@@ -21,8 +21,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "AdamState", "Backend", "BackendUnavailable", "Conv", "Dense", "Network", "Params", "Trace", "Update",
-    "activate", "adam_step", "anp_update", "architecture", "array_module", "bp_update", "decorrelate", "derivative", "forward",
-    "get_backend", "init_adam", "init_params", "inp_update", "loss", "loss_gradient", "mean_squared_correlation",
+    "activate", "adam_step", "anp_update", "architecture", "array_module", "bp_update", "decorrelation_step", "derivative",
+    "forward", "get_backend", "init_adam", "init_params", "inp_update", "loss", "loss_gradient", "mean_squared_correlation",
     "np_update", "one_hot", "sgd_step", "split_method", "synchronize", "to_host", "update_decorrelation",
     "without_decorrelation",
 ]

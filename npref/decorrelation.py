@@ -22,15 +22,7 @@ def update_decorrelation(R, x_star, alpha):
     On inputs that stay the same it overshoots from R = I on, and R grows without end, where α exceeds `overshoot_limit`. Raises
     ValueError for shapes, TypeError for dtypes that do not fit.
     """
-    if x_star is None:
-        raise TypeError("x_star is None, as a rule's pass leaves it out of a layer with many rows: use decorrelate(params.R, trace, alpha)")
-    xp = array_module(R, x_star)
-    if x_star.ndim != 2 or R.shape != (x_star.shape[1],) * 2:
-        raise ValueError(f"R must be (n_in, n_in) and x_star (M, n_in), got {R.shape} and {x_star.shape}")
-    if len(x_star) == 0:
-        raise ValueError("x_star must have at least one row")
-    if x_star.dtype != R.dtype or R.dtype.kind not in "fc":
-        raise TypeError(f"R and x_star must share one floating-point dtype, got {R.dtype} and {x_star.dtype}")
+    xp = _check(R, x_star)
     M, n = x_star.shape
     if moment_is_cheaper(M, n):
         _change_by_moment(R, x_star.T @ x_star, alpha / M)  # (n_in, n_in), BLAS computes one half
@@ -51,15 +43,21 @@ def update_decorrelation(R, x_star, alpha):
         in_blocks(xp, change, len(strip), n)
 
 
-def decorrelate(Rs, trace, alpha):
-    """`update_decorrelation` of every R (those that are None left out), in place, after a clean pass with these R.
+def decorrelation_step(Rs, trace, alpha):
+    """`update_decorrelation` of every R, in place; Rs and trace are one R a layer (None is passed over) and an update's pass with them.
 
-    Where the pass has left x* out, its moment is taken from x: Σ x* x*ᵀ = R (Σ x xᵀ) Rᵀ.
+    Where that has left x* out, the moment is taken from x: Σ x* x*ᵀ = R (Σ x xᵀ) Rᵀ. That rounds as x does before R: in float32 and on
+    images, its elements to some 1e-4 of the largest. Raises as `update_decorrelation`, and ValueError for another number of layers.
     """
-    for R, x_star, x in zip(Rs, trace.x_star, trace.rows):
-        if R is not None and x_star is None:
+    if len(Rs) != len(trace.x_star):
+        raise ValueError(f"expected an R (or None) for each of {len(trace.x_star)} layers, got {len(Rs)}")
+    layers = [(R, x_star, x) for R, x_star, x in zip(Rs, trace.x_star, trace.x_rows) if R is not None]
+    for R, x_star, x in layers:  # nothing changes before all fits
+        _check(R, x if x_star is None else x_star)
+    for R, x_star, x in layers:
+        if x_star is None:
             _change_by_moment(R, R @ (x.T @ x) @ R.T, alpha / len(x))
-        elif R is not None:
+        else:
             update_decorrelation(R, x_star, alpha)
 
 
@@ -68,6 +66,29 @@ def _change_by_moment(R, moment, rate):
     array_module(R).fill_diagonal(moment, 0)
     moment *= rate
     R -= moment @ R
+
+
+def _check(R, rows):
+    """The array module of R and of x* (or x), if they fit."""
+    if rows is None:
+        raise TypeError("x_star is None, as a rule leaves it out of a layer with many rows: use decorrelation_step(params.R, trace, alpha)")
+    xp = array_module(R, rows)
+    if rows.ndim != 2 or R.shape != (rows.shape[1],) * 2:
+        raise ValueError(f"R must be (n_in, n_in) and x_star (M, n_in), got {R.shape} and {rows.shape}")
+    if len(rows) == 0:
+        raise ValueError("x_star must have at least one row")
+    if rows.dtype != R.dtype or R.dtype.kind not in "fc":
+        raise TypeError(f"R and x_star must share one floating-point dtype, got {R.dtype} and {rows.dtype}")
+    return xp
+
+
+def spares_x_star(M, n_out, n):
+    """Whether a decorrelated method's step costs less without x* of a layer's M rows: a convolution has many.
+
+    The M n² multiply-adds of x* = R x then go to A = W R, to (Σ error xᵀ) Rᵀ = Σ error x*ᵀ and to R ⟨x xᵀ⟩ Rᵀ = ⟨x* x*ᵀ⟩,
+    2 n_out n² + 2 n³ at most: noisy and backward passes may need A anyway.
+    """
+    return M > 2 * (n_out + n)
 
 
 def moment_is_cheaper(M, n):

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import noise
 from .backend import array_module, in_blocks
+from .decorrelation import spares_x_star
 from .functions import activate
 from .layers import Conv, Dense, Layer, fold, output_shape, to_rows, unfold, weight_shape
 
@@ -70,10 +71,10 @@ class Params:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a forward pass leaves, per layer; see `forward`. Where x* was left out, x's rows and A are in its place, elsewhere None."""
+    """What a forward pass leaves, per layer; see `forward`. A layer has either x* or, where that was left out, x_rows and A; else None."""
 
-    x_star: list  # (B*P, n_in)
-    rows: list  # x unfolded, (B*P, n_in)
+    x_star: list  # R x, (B*P, n_in)
+    x_rows: list  # x, unfolded, (B*P, n_in)
     A: list  # W R, (n_out, n_in)
     a: list  # (B*P, n_out), with the noise if there was any
     x: list  # (B, *shape); the last is the network's output, (B, n_out)
@@ -90,7 +91,7 @@ def forward(network, params, x, noise=None, *, sparing=False):
 
     For every layer  x* = R x,  a = W x* + b + eps,  x = f(a)   -- for rows of samples, the matrices act from the right.
 
-    sparing: where that costs less (`spares_x_star`), leave x* out, and take a = A x with A = W R.
+    sparing: where a step costs less without x* (`decorrelation.spares_x_star`), leave it out, and take a = A x with A = W R.
 
     Raises ValueError for shapes that do not fit the network, TypeError for x or noise in another dtype than W's.
     """
@@ -102,12 +103,12 @@ def forward(network, params, x, noise=None, *, sparing=False):
         raise TypeError(f"x and the parameters must share one dtype, got {x.dtype} and {params.W[0].dtype}")
     if noise is not None:
         check_noise(network, x, noise)
-    x_star, rows, A, a, xs = [], [], [], [], []
+    x_star, x_rows, A, a, xs = [], [], [], [], []
     for l, layer in enumerate(network.layers):
         x_l, W, R = unfold(layer, x), matrix(params.W[l]), params.R[l]  # (B*P, n_in)
         spare = sparing and R is not None and spares_x_star(len(x_l), *W.shape)
         x_star.append(None if spare else x_l if R is None else x_l @ R.T)  # (B*P, n_in)
-        rows.append(x_l if spare else None)
+        x_rows.append(x_l if spare else None)
         A.append(W @ R if spare else None)  # (n_out, n_in)
         a_l = x_l @ A[l].T if spare else x_star[l] @ W.T  # (B*P, n_out)
         if params.b[l] is not None:
@@ -119,16 +120,7 @@ def forward(network, params, x, noise=None, *, sparing=False):
         a.append(a_l)
         x = fold(_activated(layer, a_l), network.shapes[l + 1])
         xs.append(x)
-    return Trace(x_star, rows, A, a, xs, drive)
-
-
-def spares_x_star(M, n_out, n_in):
-    """Whether a decorrelated method's step does better without x* of a layer's M rows, as a convolution's many.
-
-    Its M n_in² multiply-adds then go to W R, to (Σ error xᵀ) Rᵀ, which is Σ error x*ᵀ, and to R ⟨x xᵀ⟩ Rᵀ, which is ⟨x* x*ᵀ⟩:
-    2 n_out n_in² + 2 n_in³.
-    """
-    return M > 2 * (n_out + n_in)
+    return Trace(x_star, x_rows, A, a, xs, drive)
 
 
 def _activated(layer, a):

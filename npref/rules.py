@@ -7,8 +7,9 @@ parameters that have R. x (B, *input_shape) and t (B, n_out) are arrays of the p
 Noise comes in as arrays: `noise` is an iterable of groups, a group is one array per layer, (k, B, *shape of the layer's
 output), and the k of all groups add up to K. Pass `[eps]` for a single group. Groups only bound memory; their results add.
 
-What is shared, exactly: the noisy passes start from the clean pass's a_1; with many rows A_l = W_l R_{l-1} is formed once, with very
-many x* never; the K errors are summed before the one product with x*. All that is elementwise goes block by block of samples (`in_blocks`).
+What is shared, exactly: the noisy passes start from the clean pass's a_1; A_l = W_l R_{l-1} is formed once where many rows are multiplied
+by both (`_multiplier`), and with very many it spares the clean pass x* too (`spares_x_star`); the K errors are summed before the one
+product with x*. All that is elementwise goes block by block of samples (`in_blocks`).
 
 Letters: B batch, K noise samples, k those of a group, P positions, n_in / n_out as in layers.py, N_l = P * n_out.
 """
@@ -32,7 +33,8 @@ class Update:
     """What a rule returns. dW and db per layer (db None without bias), averaged over the batch and the K noise samples.
 
     losses: (B,) of the clean pass (the baseline pass, if that is noisy). dL = noisy - clean: (K, B), for INP (K, L, B), None
-    for BP. trace: the clean pass, without x* where it was not needed (`network.spares_x_star`): `forward` gives all of it.
+    for BP. trace: that pass, for `decorrelation_step`; x* is left out of a layer with many rows, `forward(network, params, x,
+    baseline)` has all.
     """
 
     dW: tuple
@@ -63,12 +65,12 @@ def bp_update(network, params, x, t, *, loss="cce"):
         g[l] = _times_derivative(layer, to_rows(dL_dx), trace.a[l])  # (B*P, n_out)
         if l > 0:
             W, R, A = matrix(params.W[l]), params.R[l], trace.A[l]
-            if R is None:
-                rows = g[l] @ W  # (B*P, n_in)
-            elif A is not None or len(g[l]) > len(W):  # by W R where there are more rows than units: see `_multiplier`
-                rows = g[l] @ (W @ R if A is None else A)
+            if A is None and R is not None and len(g[l]) > len(W):
+                A = W @ R  # where there are more rows than units, as in `_multiplier`
+            if A is not None:
+                rows = g[l] @ A  # (B*P, n_in)
             else:
-                rows = (g[l] @ W) @ R
+                rows = g[l] @ W if R is None else (g[l] @ W) @ R
             dL_dx = unfold_adjoint(layer, rows, network.shapes[l])
     return _update(params, trace, g, loss_of(loss, trace.y, t), [])
 
@@ -255,7 +257,7 @@ def _update(params, trace, errors, losses, dL):
     for l, x_star in enumerate(trace.x_star):
         e = errors[l].reshape(trace.a[l].shape)  # (B*P, n_out)
         e /= K * len(trace.y)
-        dW_l = e.T @ x_star if x_star is not None else (e.T @ trace.rows[l]) @ params.R[l].T  # (n_out, n_in)
+        dW_l = e.T @ x_star if x_star is not None else (e.T @ trace.x_rows[l]) @ params.R[l].T  # (n_out, n_in)
         dW.append(dW_l.reshape(params.W[l].shape))
         db.append(None if params.b[l] is None else e.sum(axis=0))
     return Update(tuple(dW), tuple(db), losses, dL, trace)

@@ -11,7 +11,7 @@ from . import noise as noise_source
 from . import rules, runlog
 from .backend import array_module, get_backend, keep_freed_memory, to_host
 from .batches import input_moments, prepare, resolved, targets
-from .decorrelation import decorrelate, mean_squared_correlation, warn_of_overshoot
+from .decorrelation import decorrelation_step, mean_squared_correlation, warn_of_overshoot
 from .functions import correct
 from .functions import loss as loss_of
 from .network import Params, forward, init_params, without_decorrelation
@@ -104,7 +104,7 @@ def apply_update(params, adam, update, *, lr, alpha, eps_hat=False):
         sgd_step(learnable(params), updates, lr)
     else:
         adam_step(learnable(params), updates, adam, lr, eps_hat=eps_hat)
-    decorrelate(params.R, update.trace, alpha)
+    decorrelation_step(params.R, update.trace, alpha)
 
 
 def _check_finite(config, state, update, t, step):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import assert_close, random_params
 
 from npref import Dense, Network, equations, forward, init_params, mean_squared_correlation, update_decorrelation
-from npref.decorrelation import OvershootWarning, decorrelate, moment_is_cheaper, overshoot_limit, warn_of_overshoot
+from npref.decorrelation import OvershootWarning, decorrelation_step, moment_is_cheaper, overshoot_limit, spares_x_star, warn_of_overshoot
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -33,7 +33,7 @@ def test_the_update_after_a_pass_is_the_equation(seed):
     params = replace(params, R=(params.R[0], None, params.R[2]))
     full, trace = forward(network, params, x), forward(network, params, x, sparing=True)
     Rs = [None if R is None else R.copy() for R in params.R]
-    decorrelate(Rs, trace, 0.1)
+    decorrelation_step(Rs, trace, 0.1)
     assert Rs[1] is None
     for l in (0, 2):
         R, x_l, size = params.R[l], full.x_star[l], np.abs(x if l == 0 else full.x[1]) @ np.abs(params.R[l].T)
@@ -58,6 +58,13 @@ def test_the_cheaper_form():
         assert moment_is_cheaper(M, n) and M * n**2 / 2 + n**3 <= 2 * M * n**2
     for M, n in ((1, 2), (10, 16), (1000, 3072)):
         assert not moment_is_cheaper(M, n) and M * n**2 / 2 + n**3 > 2 * M * n**2
+
+
+@pytest.mark.parametrize("n_out, n", [(1, 1), (16, 27), (64, 288), (1024, 3072)])
+def test_x_star_is_spared_where_that_is_cheaper(n_out, n):
+    """M n² against 2 n_out n² + 2 n³."""
+    equal = 2 * n_out + 2 * n
+    assert not spares_x_star(equal, n_out, n) and spares_x_star(equal + 1, n_out, n)
 
 
 def test_columns_of_a_convolution_count_as_samples():
@@ -163,6 +170,20 @@ def test_either_way_of_computing_the_update_is_the_equation(M):
     assert_close(R, expected, scale)
 
 
+def test_a_pass_that_does_not_fit():
+    network = Network((3,), (Dense(2), Dense(2)))
+    params = init_params(network, decorrelate=True)
+    trace = forward(network, params, np.ones((99, 3), dtype=np.float32), sparing=True)
+    assert trace.x_star == [None, None]
+    with pytest.raises(ValueError, match="each of 2 layers, got 1"):
+        decorrelation_step(params.R[:1], trace, 0.1)
+    with pytest.raises(TypeError, match="share one floating-point dtype, got float64 and float32"):
+        decorrelation_step([params.R[0], params.R[1].astype(np.float64)], trace, 0.1)
+    with pytest.raises(ValueError, match="n_in"):
+        decorrelation_step([params.R[0], params.R[0]], trace, 0.1)
+    assert all(np.array_equal(R, np.eye(len(R))) for R in params.R)
+
+
 def test_arrays_that_do_not_fit():
     with pytest.raises(ValueError, match="n_in"):
         update_decorrelation(np.eye(3), np.ones((5, 4)), 0.1)
@@ -172,7 +193,7 @@ def test_arrays_that_do_not_fit():
                  (np.eye(3, dtype=np.float32), np.ones((5, 3)))):
         with pytest.raises(TypeError, match="share one floating-point dtype"):
             update_decorrelation(R, x, 0.1)
-    with pytest.raises(TypeError, match=r"leaves it out .* use decorrelate\(params.R, trace, alpha\)"):
+    with pytest.raises(TypeError, match=r"leaves it out .* use decorrelation_step\(params.R, trace, alpha\)"):
         update_decorrelation(np.eye(3), None, 0.1)
 
 

@@ -7,7 +7,7 @@ from reference import assert_close, random_batch, random_noise, random_params
 
 from npref import METHODS, Conv, Dense, Network, split_method
 from npref.config import Config
-from npref.decorrelation import decorrelate
+from npref.decorrelation import decorrelation_step
 from npref.rules import anp_update, bp_update, inp_update, np_update
 from npref.train import initial_state, training_step
 
@@ -51,7 +51,7 @@ def test_the_plain_and_the_fast_form_agree(options, network, B, spared):
         if update.trace.x_star[l] is not None:
             assert_close(update.trace.x_star[l], x_star[l], 10)
     fast, plain = ([None if R is None else R.copy() for R in params.R] for _ in range(2))
-    decorrelate(fast, update.trace, 0.5)
+    decorrelation_step(fast, update.trace, 0.5)
     for R_fast, R, rows in zip(fast, plain, x_star):
         if R is not None:
             plain_decorrelation(R, rows, 0.5)

@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import rules
 from ..backend import array_module
-from ..decorrelation import decorrelate
+from ..decorrelation import decorrelation_step
 from ..layers import Conv, fold
 from ..network import Params, forward
 from ..optim import init_adam
@@ -48,7 +48,7 @@ def _one_step(case, network, params, x, eps, baseline, update):
               for q, rows in zip(network.layers, forward(network, params, x, baseline).x_star)]  # (B, n_in, P) or (B, n_in)
     a = [fold(a_l, shape) for a_l, shape in zip(trace.a, network.shapes[1:])]
     moved = [None if r is None else r.copy() for r in params.R]
-    decorrelate(moved, trace, 1.0)
+    decorrelation_step(moved, trace, 1.0)
     dR = [r - m for r, m in zip(params.R, moved) if r is not None]
     out = {"x_star": x_star, "a": a, "x": trace.x, "loss": update.losses, "dW": update.dW, "db": update.db, "dR": dR}
     if case.rule == "bp":
