@@ -1,11 +1,11 @@
-"""What a training step costs, beside the matrix products it cannot do without:  python examples/benchmark.py
+"""What a training step costs, beside its matrix products alone:  python examples/benchmark.py
 
-For each method, architecture, K and batch size it prints seconds per step (median), the *floor* (the step's irreducible matrix
-products, of the same shapes and dtype, timed alone in the same rounds), their ratio, where the rest of the time goes, and the peak of
-the (host) memory that the step takes. Of the causes, "batch" is fetching and scaling a mini-batch, which is not part of the step, and
-"elementwise" is what the others leave. --against also times the plain form of the rules, or PyTorch. PyTorch's forms must give npref's
-numbers first (torch-compile: before it is compiled), and a test compares the plain form. npref's step alone looks for numbers that are
-not finite. Compare ratios of one run: machines are noisy, and rounds mix everything that is compared.
+For each method, architecture, K and batch size it prints seconds per step (median), the *floor* (the step's matrix products in the
+cheapest exact form known here, of the same shapes and dtype, timed alone in the same rounds), their ratio, where the rest of the time
+goes, and the peak of the (host) memory that the step takes. Of the causes, "batch" is fetching and scaling a mini-batch, which is not
+part of the step, and "elementwise" is what the others leave. --against also times the plain form of the rules, or PyTorch. PyTorch's
+forms must give npref's numbers first (torch-compile: before it is compiled), and a test compares the plain form. npref's step alone
+looks for numbers that are not finite. Compare ratios of one run: machines are noisy, and rounds mix everything that is compared.
 """
 
 import json
