@@ -96,6 +96,10 @@ class Config:
                 continue
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, got {value!r}")
+            try:
+                object.__setattr__(self, name, float(value))  # a NumPy number would promote what it multiplies
+            except OverflowError:
+                raise ValueError(f"{name} must be finite, got an integer beyond floating-point numbers") from None
             if name != "slope" and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         smallest = {"float32": 2.0**-126, "float64": 2.0**-1022}[self.dtype]

@@ -22,7 +22,7 @@ def update_decorrelation(R, x_star, alpha):
     On inputs that stay the same it overshoots from R = I on, and R grows without end, where α exceeds `overshoot_limit`. Raises
     ValueError for shapes, TypeError for dtypes that do not fit.
     """
-    xp = _check(R, x_star)
+    xp, alpha = _check(R, x_star), float(alpha)  # a NumPy number would promote what it multiplies
     M, n = x_star.shape
     if moment_is_cheaper(M, n):
         _change_by_moment(R, x_star.T @ x_star, alpha / M)  # (n_in, n_in), BLAS computes one half
@@ -56,7 +56,7 @@ def decorrelation_step(Rs, trace, alpha):
         _check(R, x if x_star is None else x_star)
     for R, x_star, x in layers:
         if x_star is None:
-            _change_by_moment(R, R @ (x.T @ x) @ R.T, alpha / len(x))
+            _change_by_moment(R, R @ (x.T @ x) @ R.T, float(alpha) / len(x))
         else:
             update_decorrelation(R, x_star, alpha)
 
@@ -70,6 +70,8 @@ def _change_by_moment(R, moment, rate):
 
 def _check(R, rows):
     """The array module of R and of x* (or x), if they fit."""
+    if R is None:
+        raise TypeError("R is None: this layer's input is not decorrelated")
     if rows is None:
         raise TypeError("x_star is None, as a rule leaves it out of a layer with many rows: use decorrelation_step(params.R, trace, alpha)")
     xp = array_module(R, rows)

@@ -26,7 +26,7 @@ class Dense:
     def __post_init__(self):
         _check_count("Dense units", self.units)
         object.__setattr__(self, "slope", float(self.slope))  # a NumPy number would promote what it multiplies
-        _check_activation(self)
+        _check_options(self)
 
     @property
     def n_out(self):
@@ -60,7 +60,7 @@ class Conv:
             for v in pair:
                 _check_count(f"Conv {name}", v, least)
             object.__setattr__(self, name, pair)
-        _check_activation(self)
+        _check_options(self)
 
     @property
     def n_out(self):
@@ -168,8 +168,10 @@ def _check_count(what, value, least=1):
         raise ValueError(f"{what} must be at least {least}, got {value}")
 
 
-def _check_activation(layer):
+def _check_options(layer):
     if layer.activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {layer.activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+    if not isinstance(layer.bias, bool):
+        raise TypeError(f"bias must be True or False, got {layer.bias!r}")
     if not 0 <= layer.slope < 1:
         raise ValueError(f"slope must be in [0, 1), got {layer.slope}")

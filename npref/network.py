@@ -93,14 +93,10 @@ def forward(network, params, x, noise=None, *, sparing=False):
 
     sparing: where a step costs less without x* (`decorrelation.spares_x_star`), leave it out, and take a = A x with A = W R.
 
-    Raises ValueError for shapes that do not fit the network, TypeError for x or noise in another dtype than W's.
+    Raises ValueError for shapes that do not fit the network, TypeError for dtypes that differ, integers and float16 (complex numbers are
+    taken, for complex-step derivatives, and longer floats, for the measure of rounding).
     """
-    array_module(x, *params.W)
-    _check_layers(network, params)
-    if x.shape[1:] != network.input_shape:
-        raise ValueError(f"x must be (B, {', '.join(map(str, network.input_shape))}), got {x.shape}")
-    if x.dtype != params.W[0].dtype:
-        raise TypeError(f"x and the parameters must share one dtype, got {x.dtype} and {params.W[0].dtype}")
+    _check_fits(network, params, x)
     if noise is not None:
         check_noise(network, x, noise)
     x_star, x_rows, A, a, xs = [], [], [], [], []
@@ -151,13 +147,23 @@ def without_decorrelation(params):
 
 def check_batch(network, params, x, t):
     """Raise ValueError or TypeError when a batch or the parameters do not fit the network; return the array module."""
-    xp = array_module(x, t, *params.W, *params.b, *params.R)
-    if x.shape[1:] != network.input_shape or len(x) == 0:
-        raise ValueError(f"x must be (B >= 1, {', '.join(map(str, network.input_shape))}), got {x.shape}")
-    _check_layers(network, params)
+    xp = array_module(x, t)
+    _check_fits(network, params, x)
+    if str(x.dtype) not in DTYPES:
+        raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use x.astype(\"float32\")")
     if t.shape != (len(x), *network.shapes[-1]):
         raise ValueError(f"t must be one target vector a sample, {(len(x), *network.shapes[-1])}, got {t.shape}; "
                          "turn labels into one-hot rows with npref.one_hot")
+    return xp
+
+
+def _check_fits(network, params, x):
+    array_module(x, *params.W, *params.b, *params.R)
+    if x.shape[1:] != network.input_shape or len(x) == 0:
+        raise ValueError(f"x must be (B >= 1, {', '.join(map(str, network.input_shape))}), got {x.shape}")
+    if not len(params.W) == len(params.b) == len(params.R) == len(network.layers):
+        raise ValueError(f"params must have one W, b and R (or None) for each of {len(network.layers)} layers, "
+                         f"got {len(params.W)}, {len(params.b)} and {len(params.R)}")
     for l, layer in enumerate(network.layers):
         expected = weight_shape(layer, network.shapes[l])
         if params.W[l].shape != expected:
@@ -169,18 +175,11 @@ def check_batch(network, params, x, t):
         n_in = prod(expected[1:])
         if params.R[l] is not None and params.R[l].shape != (n_in, n_in):
             raise ValueError(f"R of layer {l + 1}'s input must be {(n_in, n_in)}, got {params.R[l].shape}")
-    dtypes = {str(p.dtype) for p in (x, *params.W, *params.b, *params.R) if p is not None}
-    if str(x.dtype) not in DTYPES:
+    found = {str(p.dtype) for p in (x, *params.W, *params.b, *params.R) if p is not None}
+    if x.dtype.kind not in "fc" or x.dtype.itemsize < 4:
         raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use x.astype(\"float32\")")
-    if len(dtypes) > 1:
-        raise TypeError(f"x and the parameters must share one dtype, got {', '.join(sorted(dtypes))}")
-    return xp
-
-
-def _check_layers(network, params):
-    if not len(params.W) == len(params.b) == len(params.R) == len(network.layers):
-        raise ValueError(f"params must have one W, b and R (or None) for each of {len(network.layers)} layers, "
-                         f"got {len(params.W)}, {len(params.b)} and {len(params.R)}")
+    if len(found) > 1:
+        raise TypeError(f"x and the parameters must share one dtype, got {', '.join(sorted(found))}")
 
 
 def check_noise(network, x, noise, samples=None):
@@ -188,6 +187,8 @@ def check_noise(network, x, noise, samples=None):
     if len(noise) != len(network.layers):
         raise ValueError(f"noise needs one array per layer, {len(network.layers)}, got {len(noise)}")
     for l, eps_l in enumerate(noise):
+        if eps_l is None:
+            raise TypeError(f"noise of layer {l + 1} is None: expected an array for each layer, zeros for one that is not perturbed")
         array_module(x, eps_l)
         expected = (*(() if samples is None else (samples,)), len(x), *network.shapes[l + 1])
         if eps_l.shape != expected:

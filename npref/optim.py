@@ -24,8 +24,9 @@ def init_adam(parameters):
 
 
 def sgd_step(parameters, updates, lr):
-    """W ← W - η ΔW, in place. Raises ValueError for shapes that do not fit; then nothing has changed."""
+    """W ← W - η ΔW, in place. Raises ValueError or TypeError for arrays that do not fit; then nothing has changed."""
     _check(parameters, updates)
+    lr = float(lr)  # a NumPy number would promote what it multiplies
     for p, d in zip(parameters, updates):
         p -= lr * d
 
@@ -37,8 +38,8 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         W ← W - η m̂ / (√v̂ + ε),       m̂ = m / (1 - β₁ᵗ),  v̂ = v / (1 - β₂ᵗ)        Algorithm 1, the default
         W ← W - η_t m / (√v + ε̂),     η_t = η √(1 - β₂ᵗ) / (1 - β₁ᵗ)                eps_hat=True, as Keras computes it
 
-    The two agree for ε = 0; with the same ε the second is the more damped early on, by √(1 - β₂ᵗ). Raises ValueError for shapes that
-    do not fit; then nothing has changed.
+    The two agree for ε = 0; with the same ε the second is the more damped early on, by √(1 - β₂ᵗ). Raises ValueError or TypeError for
+    arrays that do not fit; then nothing has changed.
     """
     xp = _check(parameters, updates, state.m, state.v)
     state.t += 1
@@ -46,7 +47,7 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
     if not eps_hat:
         # √v̂ + ε = (√v + ε √(1-β₂ᵗ)) / √(1-β₂ᵗ): the same elementwise work serves both forms.
         eps = eps * correction2
-    rate = lr * correction2 / correction1
+    rate = float(lr) * correction2 / correction1
     for p, d, m, v in zip(parameters, updates, state.m, state.v):
         _adam_blocks(xp, *(a.reshape(-1) for a in (p, d, m, v)), beta1, beta2, eps, rate)
 
@@ -73,12 +74,17 @@ def _adam_blocks(xp, p, d, m, v, beta1, beta2, eps, rate):
 
 def _check(parameters, *others):
     """Raise ValueError or TypeError, before anything has changed, for lists that do not fit; return the array module."""
+    if any(a is None for group in (parameters, *others) for a in group):
+        raise TypeError("expected arrays, got None: leave out biases that a layer does not have")
     xp = array_module(*parameters, *(a for group in others for a in group))
     if any(len(group) != len(parameters) for group in others):
         raise ValueError(f"expected an update and moments for each of {len(parameters)} parameters, got {[len(group) for group in others]}")
     for p, *fitting in zip(parameters, *others):
         if any(a.shape != p.shape for a in fitting):
             raise ValueError(f"a parameter of shape {p.shape} needs an update and moments of that shape, got {[a.shape for a in fitting]}")
+        if p.dtype.kind != "f" or any(a.dtype != p.dtype for a in fitting[1:]) or fitting[0].dtype.kind not in "fiub":
+            raise TypeError("a parameter and its moments must share a floating-point dtype, and its update be real, "
+                            f"got {', '.join(str(a.dtype) for a in (p, *fitting))}")
         for a in (p, *fitting[1:]):  # what changes in place
             if not a.flags.c_contiguous or not getattr(a.flags, "writeable", True):
                 raise ValueError("parameters and moments must be C-contiguous and writable, as they change in place: copy them")

@@ -1,3 +1,6 @@
+from fractions import Fraction
+
+import numpy as np
 import pytest
 
 from npref import METHODS
@@ -93,6 +96,15 @@ def test_numbers_that_must_be_whole(options):
 def test_flags_and_rates_of_another_type(options, words):
     with pytest.raises(TypeError, match=words):
         Config(**options)
+
+
+def test_rates_are_pythons_floats():
+    """A NumPy number would promote float32 arrays, and after a resume, from text, not any more."""
+    config = Config(lr=np.float64(0.1), decor_lr=np.float32(0.25), sigma2=Fraction(1, 4), slope=0)
+    values = [getattr(config, name) for name in ("lr", "decor_lr", "sigma2", "slope")]
+    assert values == [0.1, 0.25, 0.25, 0.0] and all(type(v) is float for v in values)
+    with pytest.raises(ValueError, match="lr must be finite"):
+        Config(lr=10**400)
 
 
 def test_building_the_network():

@@ -195,6 +195,8 @@ def test_arrays_that_do_not_fit():
             update_decorrelation(R, x, 0.1)
     with pytest.raises(TypeError, match=r"leaves it out .* use decorrelation_step\(params.R, trace, alpha\)"):
         update_decorrelation(np.eye(3), None, 0.1)
+    with pytest.raises(TypeError, match="R is None"):
+        update_decorrelation(None, np.ones((5, 3)), 0.1)
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -78,6 +78,7 @@ def test_dense_flattens_channels_first():
     (lambda: Dense(3, activation="gelu"), ValueError, "unknown activation 'gelu': expected one of leaky_relu"),
     (lambda: Dense(3, slope=1.0), ValueError, "slope"),
     (lambda: Dense(3, slope=-0.1), ValueError, "slope"),
+    (lambda: Dense(3, bias="no"), TypeError, "bias must be True or False, got 'no'"),
     (lambda: Conv(0), ValueError, "at least 1"),
     (lambda: Conv(2, kernel=0), ValueError, "kernel must be at least 1"),
     (lambda: Conv(2, kernel=(3, 3, 3)), ValueError, "pair"),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -196,10 +198,19 @@ def test_architectures_take_their_options():
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda n, p, x, t: forward(n, p, x[:, 1:]), r"x must be \(B, 2, 3\), got \(2, 1, 3\)"),
+    (lambda n, p, x, t: forward(n, p, x[:, 1:]), r"x must be \(B >= 1, 2, 3\), got \(2, 1, 3\)"),
     (lambda n, p, x, t: forward(n, p, x.tolist()), "expected numpy.ndarray or cupy.ndarray arguments"),
     (lambda n, p, x, t: forward(Network((2, 3), n.layers[:1]), p, x), "one W, b and R .or None. for each of 1 layers, got 2, 2 and 2$"),
-    (lambda n, p, x, t: forward(n, p, x.astype("float32")), "share one dtype, got float32 and float64$"),
+    (lambda n, p, x, t: forward(n, p, x.astype("float32")), "share one dtype, got float32, float64$"),
+    (lambda n, p, x, t: forward(n, p, x[:0]), r"x must be \(B >= 1, 2, 3\), got \(0, 2, 3\)"),
+    (lambda n, p, x, t: forward(n, replace(p, W=(p.W[0], p.W[1][1:])), x), r"W of layer 2 must be \(5, 4\), got \(4, 4\)"),
+    (lambda n, p, x, t: forward(n, replace(p, W=(p.W[0], p.W[1].astype("float32"))), x), "share one dtype, got float32, float64$"),
+    (lambda n, p, x, t: forward(n, replace(p, R=(p.R[0], p.R[0])), x), r"R of layer 2's input must be \(4, 4\), got \(6, 6\)"),
+    (lambda n, p, x, t: forward(n, replace(p, b=(None, t[0])), x), "layer 2 has bias=False, but its b is given"),
+    (lambda n, p, x, t: forward(n, Params(*([a.astype(int) for a in q] for q in (p.W, (), p.R))), x.astype(int)), "one W, b and R"),
+    (lambda n, p, x, t: forward(n, Params([a.astype(int) for a in p.W], (None, None), (None, None)), x.astype(int)),
+     "must be float32 or float64, got int64"),
+    (lambda n, p, x, t: forward(n, p, x, [t[:, :4], None]), "noise of layer 2 is None: expected an array for each layer"),
     (lambda n, p, x, t: forward(n, p, x, [x[:, 0, 0]]), "noise needs one array per layer, 2, got 1$"),
     (lambda n, p, x, t: forward(n, p, x, [t[:, :4], t[:1]]), r"noise of layer 2 must be \(2, 5\), got \(1, 5\)$"),
     (lambda n, p, x, t: forward(n, p, x, [t[:, :4], t.astype("float32")]), "noise of layer 2 must have x's dtype float64, got float32$"),

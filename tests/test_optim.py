@@ -125,6 +125,28 @@ def test_nothing_has_changed_where_a_later_parameter_does_not_fit(spoil):
     assert state.t == 0 and not state.m[0].any() and (w[0] == 1).all()
 
 
+@pytest.mark.parametrize("second", [dict(p=np.ones(3, dtype=int)), dict(d=np.ones(3, dtype=complex)), dict(d=None)], ids=str)
+def test_nothing_has_changed_where_a_later_dtype_does_not_fit(second):
+    w, d = [np.ones(3), second.get("p", np.ones(3))], [np.ones(3), second.get("d", np.ones(3))]
+    state = init_adam(w)
+    for step in (lambda: adam_step(w, d, state, 0.1), lambda: sgd_step(w, d, 0.1)):
+        with pytest.raises(TypeError, match="floating-point dtype|got None"):
+            step()
+    assert state.t == 0 and not state.m[0].any() and (w[0] == 1).all()
+
+
+def test_a_numpy_rate_is_the_same_as_pythons():
+    """As an array of no dimensions it would make float32 products float64 ones."""
+    for step in (sgd_step, lambda w, d, lr: adam_step(w, d, init_adam(w), lr)):
+        rng = np.random.default_rng(0)
+        w, d = ([rng.normal(size=50).astype("float32")] for _ in range(2))
+        results = []
+        for lr in (0.1, np.float64(0.1)):
+            results.append(w[0].copy())
+            step([results[-1]], d, lr)
+        assert np.array_equal(*results) and not np.array_equal(results[0], w[0])
+
+
 def test_arrays_of_two_backends_are_refused_before_anything_changes(fake_cupy):
     w, other = [np.ones(3)], [fake_cupy.asarray(np.ones(3))]
     state = init_adam(w)
