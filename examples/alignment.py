@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from cifar10 import FLAGS, Bar, add_place_flags, any_letters, begin, changes, exit_code, load_data, plotter, unused
+from cifar10 import FLAGS, Bar, add_place_flags, any_letters, begin, changes, exit_code, load_data, new_folder, plotter
 
 from npref import METHODS, bp_update, get_backend, init_params, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
@@ -26,7 +26,7 @@ from npref.command_line import Parser
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.runlog import environment, lock, read_checkpoint, read_log, unlock, write_log
-from npref.train import Diverged, Interrupted, compute_update, params_from
+from npref.train import Diverged, Interrupted, check_same_run, compute_update, params_from
 
 NOISY = [method for method in METHODS if split_method(method)[0] != "bp"]
 FIRST_STEP = 2**63  # of the measurements' noise; training counts its steps from 0
@@ -93,7 +93,7 @@ def run(args, given, stop):
     config = checked({**DEFAULTS, **(saved["config"] if saved else {}), **given})
     plots = plotter(args.plot, "alignment_plots")
     backend = get_backend(config["backend"])  # before any work, to say so if it cannot work
-    data = load_data(args, given, config["dataset"], config["limit_train"], config["limit_test"])
+    data = load_data(args, config["dataset"], config["limit_train"], config["limit_test"])
     config["dataset"] = data.name
     if data.regression and config["loss"] == "cce":
         raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
@@ -104,7 +104,7 @@ def run(args, given, stop):
         say(f"note: {changes(saved['environment'], record)}: angles may differ in their last digits from those kept")
     if 0 in config["epochs"] and any(split_method(method)[1] for method in config["methods"]):
         say("note: at epoch 0 R is I, so that a decorrelated method gives its plain form's angles")
-    out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-alignment-{config['arch']}-{data.name}")
+    out = out or new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-alignment-{config['arch']}-{data.name}")
     if not saved and (out / "alignment.h5").exists():
         raise FileExistsError(f"{out} holds a measurement already (alignment.h5): resume it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -206,6 +206,8 @@ def measure_all(work, groups):
     t = targets(xp.asarray(work.data.y_train[:B]), work.data.classes, config["dtype"])
     todo = [(m, epoch, sigma2) for m in range(len(config["methods"])) for epoch in config["epochs"] for sigma2 in config["sigma2"]
             if (m, epoch, sigma2) not in groups]
+    for m, epoch in {m: epoch for m, epoch, _ in reversed(todo) if epoch > 0}.items():  # a method's first
+        check_trained(work, config["methods"][m], epoch)
     cost = lambda m: passes(config["methods"][m], config["samples"][-1], network) * config["repeats"]  # noqa: E731
     total, done, at, params = sum(cost(m) for m, _, _ in todo), 0, None, None
 
@@ -254,6 +256,17 @@ def network_after(work, network, method, epoch):
         finally:
             bar.close()
     return params_from(read_checkpoint(checkpoint)["arrays"], work.xp)
+
+
+def check_trained(work, method, epoch):
+    """Raise ValueError if DIR/train-METHOD is there and cannot become the network after so many epochs."""
+    folder = work.out / f"train-{method}"
+    if (folder / "checkpoint.h5").exists():
+        saved = read_checkpoint(folder / "checkpoint.h5")
+        check_same_run(saved, trained_config(work.config, method, epoch), work.record["data"], folder)
+        if saved["counters"]["epoch"] > epoch:
+            raise ValueError(f"{folder} is trained for {saved['counters']['epoch']} epochs, and epoch {epoch} is not measured: "
+                             "choose another --out")
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is looked for

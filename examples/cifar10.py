@@ -9,14 +9,16 @@ import importlib
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from npref import METHODS, BackendUnavailable, datasets, get_backend
 from npref.backend import BACKENDS
 from npref.batches import INPUTS
-from npref.command_line import Parser, broken_pipe
+from npref.command_line import Parser, broken_pipe, folder
 from npref.config import Config, default_lr
 from npref.functions import ACTIVATIONS, LOSSES
 from npref.network import ARCHITECTURES, DTYPES, INITS
@@ -55,13 +57,6 @@ FLAGS = {
     "limit_test": (int, "use only the first so many test samples"),
     "eval_train": (bool, "also measure the whole training set with fixed weights after every epoch"),
 }
-
-
-def folder(name):
-    """A flag's folder. An empty name, as of a shell variable that is not set, would be the current one."""
-    if not name:
-        raise argparse.ArgumentTypeError("expected a folder, got an empty name; the current one is .")
-    return Path(name)
 
 
 def add_flags(parser, names):
@@ -176,15 +171,22 @@ def run(args, given, stop):
         config = Config(**given)
     plot = plotter(args.plot)
     backend = get_backend(config.backend)  # before any work, to say so if it cannot work
-    data = load_data(args, given, config.dataset, config.limit_train, config.limit_test)
+    data = load_data(args, config.dataset, config.limit_train, config.limit_test)
     what = "images" if data.x_train.ndim == 4 else "samples"
     found = f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test {what}"
     say(found)
     if args.quiet and config.dataset == "auto" and data.name == "synthetic":  # what nobody asked for is said even so
         print(found, file=sys.stderr)
-    out = out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
-    bar = Bar(args.quiet)
-    epochs = begin(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
+    bar, new = Bar(args.quiet), out is None
+    if new:
+        out = new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
+    try:
+        epochs = begin(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
+    except BaseException:
+        if new:
+            with suppress(OSError):  # empty, unless it has begun
+                out.rmdir()
+        raise
     if args.resume is not None:
         changed = changes(saved["environment"], environment(backend))
         if changed:
@@ -273,9 +275,9 @@ class Bar:
             self.bar = None
 
 
-def load_data(args, given, name, limit_train, limit_test):
-    """datasets.load, unless --data-dir was given for a data set that is asked for by name and made here."""
-    if str(given.get("dataset")).startswith("synthetic") and args.data_dir is not None:
+def load_data(args, name, limit_train, limit_test):
+    """datasets.load, unless --data-dir was given for a data set that is made here."""
+    if name.startswith("synthetic") and args.data_dir is not None:
         raise ValueError("--data-dir has no effect on a synthetic data set: leave it out")
     return datasets.load(name, args.data_dir, limit_train, limit_test)
 
@@ -292,9 +294,13 @@ def plotter(wanted, module="plots"):
         return None
 
 
-def unused(folder):
-    candidates = (folder.with_name(f"{folder.name}-{i}") if i else folder for i in range(1000))
-    return next(candidate for candidate in candidates if not candidate.exists())
+def new_folder(path):
+    """Make the folder, or path-1, path-2, … where there is one already: that of a run which began in the same second."""
+    for i in count():
+        with suppress(FileExistsError):
+            made = path.with_name(f"{path.name}-{i}") if i else path
+            made.mkdir(parents=True)
+            return made
 
 
 if __name__ == "__main__":

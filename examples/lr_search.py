@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
-from cifar10 import FLAGS, add_flags, add_place_flags, any_letters, exit_code, given_flags, load_data, plotter, unused
+from cifar10 import FLAGS, add_flags, add_place_flags, any_letters, exit_code, given_flags, load_data, new_folder, plotter
 
 from npref import get_backend
 from npref.command_line import Parser
@@ -102,10 +102,10 @@ def run(args, stop):
     config = Config(**given, lr=args.start, seed=args.seeds[0])
     plots = plotter(args.plot)
     backend = get_backend(config.backend)
-    data = load_data(args, given, config.dataset, config.limit_train, config.limit_test)
+    data = load_data(args, config.dataset, config.limit_train, config.limit_test)
     config = replace(config, dataset=data.name)
     say(f"data: {data.source}; {data.completeness}")
-    out = args.out or unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-search-{config.method}-{config.arch}-{data.name}")
+    out = args.out or new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-search-{config.method}-{config.arch}-{data.name}")
     out.mkdir(parents=True, exist_ok=True)
     path = out / "search.h5"
     about = {**asdict(config), "seeds": args.seeds, "start": args.start, "factor": args.factor, "patience": args.patience,
@@ -151,7 +151,11 @@ def begun(path, about, data):
         differ.append("the data's contents")
     if differ:
         raise ValueError(f"{path} holds another search: {'; '.join(differ)}; choose another --out")
-    return saved["rows"]
+    rows = saved["rows"]
+    if any(ended(rows[:i], about["patience"], about["most"]) for i in range(len(rows))):
+        raise ValueError(f"{path} has tried {len(rows)} rates, more than --patience {about['patience']} and --most {about['most']} allow: "
+                         "give larger ones, or another --out")
+    return rows
 
 
 def line(row):

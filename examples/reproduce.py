@@ -43,7 +43,7 @@ from results import (
 
 from npref import METHODS, datasets, get_backend
 from npref.backend import BACKENDS, cores
-from npref.command_line import Parser
+from npref.command_line import Parser, folder
 from npref.network import ARCHITECTURES
 from npref.runlog import locked, read_log, replace_file
 from npref.train import Interrupted
@@ -93,8 +93,8 @@ def parse(arguments):
     parser = Parser(description="Run, tabulate and draw the paper's tables and figures.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs (default: runs/reproduce)")
-    shared.add_argument("--results", type=Path, help="recorded results (default: data/results)")
+    shared.add_argument("--runs", type=folder, default=Path("runs/reproduce"), help="folder of the runs (default: runs/reproduce)")
+    shared.add_argument("--results", type=folder, help="recorded results (default: data/results)")
     names = dict(choices=[*RECIPES, *NOT_RUN], metavar="NAME", help="a table or figure, as `list` names them")
     shown = argparse.ArgumentParser(add_help=False, parents=[shared])
     shown.add_argument("--own", action="store_true", help="show the runs under --runs only (default: recorded ones too)")
@@ -112,7 +112,7 @@ def parse(arguments):
     run.add_argument("--synthetic", action="store_true", help="run on stand-ins that need no download (default: where data are missing)")
     run.add_argument("--dedup", action="store_true", help="SARCOS without the training rows that are test rows too (default: no)")
     run.add_argument("--split-test", action="store_true", help="SARCOS by a split of its test file (default: where that is all there is)")
-    run.add_argument("--data-dir", type=Path, help="where the data sets are (default: $NPREF_DATA, then data/)")
+    run.add_argument("--data-dir", type=folder, help="where the data sets are (default: $NPREF_DATA, then data/)")
     run.add_argument("--missing", action="store_true", help="only what is not recorded in --results (default: no)")
     run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing (default: no)")
     show = commands.add_parser("table", parents=[shown], help="print the paper's numbers beside ours")
@@ -121,7 +121,7 @@ def parse(arguments):
     show.add_argument("--into", type=Path, metavar="FILE", help=f"put it into FILE between {BEGIN} and {END} (default: print it)")
     plot = commands.add_parser("plot", parents=[shown], help="draw figures from the runs")
     plot.add_argument("names", nargs="*", **{**names, "choices": None})
-    plot.add_argument("--out", type=Path, help="folder of the pictures (default: --runs)")
+    plot.add_argument("--out", type=folder, help="folder of the pictures (default: --runs)")
     commands.add_parser("record", parents=[shared], help="write what the logs under --runs say to --results, as text")
     args = parser.parse_args(arguments)
     for name in getattr(args, "names", ()):
@@ -134,6 +134,9 @@ def parse(arguments):
         parser.error(f"--seeds must be at least 0, got {min(args.seeds)}")
     if getattr(args, "own", False) and args.results is not None:
         parser.error("--results has no effect with --own: leave one out")
+    reads = args.command in ("list", "table", "plot") or getattr(args, "missing", False)
+    if reads and args.results is not None and not args.results.is_dir():
+        parser.error(f"--results names a folder that is there, got {args.results}")
     args.results = args.results or HERE.parent / "data" / "results"
     if args.command == "run" and args.synthetic and args.data_dir is not None:
         parser.error("--data-dir has no effect with --synthetic: leave one out")

@@ -111,7 +111,7 @@ def gather(results, runs):
         try:
             log, name = read_log(path), path.parent.name
             check_complete(log)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             print(f"warning: left out: {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
             continue
         if len(log["rows"]) >= len(logs.get(name, {"rows": ()})["rows"]):

@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+from pathlib import Path
 
 
 class Parser(argparse.ArgumentParser):
@@ -11,6 +12,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help tells more)\n")
+
+
+def folder(name):
+    """A flag's folder. An empty name, as of a shell variable that is not set, would be the current one."""
+    if not name:
+        raise argparse.ArgumentTypeError("expected a folder, got an empty name; the current one is .")
+    return Path(name)
 
 
 def broken_pipe():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -330,6 +331,19 @@ def test_stopped_and_resumed_has_the_same_numbers(run, tmp_path, number, code):
     assert 0 < len(log_of("r")["rows"]) < 12
     assert whole.wait() == 0 and run("--resume", "r", "--no-plot", tiny=False)[0] == 0
     assert np.array_equal(numbers("r"), numbers("whole"), equal_nan=True)
+
+
+def test_a_network_of_another_training_is_not_measured(run):
+    """The folder of the training is there and the measurement is not, as after deleting a damaged one."""
+    assert run("--methods", "np", "--epochs", 2, "--limit-test", 20, "--out", "r")[0] == 0
+    os.remove("r/alignment.h5")
+    before = Path("r/train-np/checkpoint.h5").read_bytes()
+    code, _, err = run("--methods", "np", "--epochs", 2, "--limit-test", 20, "--seed", 7, "--out", "r")
+    assert code == 2 and "cannot resume r/train-np with a changed configuration: seed was 0, now 7" in err
+    code, _, err = run("--methods", "np", "--epochs", 1, "--limit-test", 20, "--out", "r")
+    assert code == 2 and "r/train-np is trained for 2 epochs, and epoch 1 is not measured: choose another --out" in err
+    assert os.listdir("r") == ["train-np"] and Path("r/train-np/checkpoint.h5").read_bytes() == before
+    assert run("--methods", "np", "--epochs", 2, "--limit-test", 20, "--out", "r")[0] == 0
 
 
 def test_pictures(run):

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 import numpy as np
@@ -141,6 +142,9 @@ def test_data_dir(run, tmp_path):
     assert out.startswith(f"data: synthetic images with 1/f correlations (no cifar-10-batches-bin in {tmp_path};")
     code, _, err = run("--data-dir", tmp_path)
     assert code == 2 and "--data-dir has no effect on a synthetic data set" in err
+    assert run("--method", "np", "--out", "r")[0] == 0
+    code, _, err = run("--resume", "r", "--epochs", 9, "--data-dir", tmp_path, tiny=False)
+    assert code == 2 and "--data-dir has no effect on a synthetic data set" in err
 
 
 def test_the_default_folder_is_new_every_time(run):
@@ -148,6 +152,18 @@ def test_the_default_folder_is_new_every_time(run):
         assert run("--method", "np")[0] == 0
     names = os.listdir("runs")
     assert len(names) == 2 and all("-np-fc1-synthetic" in name for name in names)
+
+
+def test_runs_of_one_second_have_a_folder_each(tmp_path):
+    """Whoever makes it has it, though many look at once."""
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(cifar10.new_folder, [tmp_path / "runs" / "a"] * 8))
+    assert sorted(made) == [tmp_path / "runs" / name for name in ("a", *(f"a-{i}" for i in range(1, 8)))]
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(run):
+    code, _, err = run("--method", "np", "--dataset", "synthetic-sarcos")
+    assert code == 2 and "loss=cce needs labels" in err and os.listdir("runs") == []
 
 
 def test_quiet(run):

@@ -122,6 +122,18 @@ def test_another_search_is_not_overwritten(tmp_path, capsys):
     assert (tmp_path / "search.h5").read_bytes() == before
 
 
+@pytest.mark.parametrize("fewer", [["--most", "2"], ["--most", "9", "--patience", "1"]])
+def test_a_search_that_went_further_is_not_cut_short(fewer, tmp_path, capsys):
+    out = ["--out", str(tmp_path), "--no-plot"]
+    assert lr_search.main([*TINY, "--start", "0.5", "--most", "4", *out]) == 0
+    before = (tmp_path / "search.h5").read_bytes()
+    losses = [row["train_loss"] for row in read_log(tmp_path / "search.h5")["rows"]]
+    assert len(losses) == 4 and min(losses) == losses[0], losses  # so that a patience of 1 would have ended it
+    assert lr_search.main([*TINY, "--start", "0.5", *fewer, *out]) == 2
+    assert "has tried 4 rates, more than --patience" in capsys.readouterr().err
+    assert (tmp_path / "search.h5").read_bytes() == before
+
+
 def test_a_folder_is_for_one_process(tmp_path, capsys):
     held = lock(tmp_path)
     assert lr_search.main([*TINY, "--most", "1", "--out", str(tmp_path), "--no-plot"]) == 2

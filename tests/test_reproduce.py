@@ -33,6 +33,7 @@ def run(tmp_path, monkeypatch, capsys):
     """Run reproduce.py in an empty folder, with no recorded results; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NPREF_DATA", str(tmp_path / "none"))
+    (tmp_path / "results").mkdir()
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 
     def call(*words):
@@ -204,8 +205,10 @@ def test_a_damaged_log_stops_nothing_else(run, monkeypatch, tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     code, out, err = run("run", "mine", *SMALL)
     assert code == 1 and "failed: synthetic-fc1-bp-" in err and "damaged" in err and "[1/1] synthetic-fc1-np" in out, (out, err)
+    (tmp_path / "runs/reproduce/nowhere").mkdir()
+    (tmp_path / "runs/reproduce/nowhere/log.h5").symlink_to("gone")
     code, out, err = run("table", "mine")
-    assert code == 0 and "warning: left out: " in err and "| fc1 | BP | – / – | not run" in out and out.count("not run") == 2
+    assert code == 0 and err.count("warning: left out: ") == 2 and "| fc1 | BP | – / – | not run" in out and out.count("not run") == 2
 
 
 def test_own_runs_alone(run, tmp_path):
@@ -403,6 +406,8 @@ def test_a_process_that_came_second_is_started_again(run, tmp_path, monkeypatch)
     (["run", "v2-table3", "--epochs", "0"], "--epochs must be at least 1, got 0"),
     (["table", "v2-table3", "--until", "0"], "--until must be at least 1, got 0"),
     (["table", "v2-table3", "--own", "--results", "here"], "--results has no effect with --own: leave one out"),
+    (["list", "--runs", ""], "expected a folder, got an empty name"), (["list", "--results", ""], "expected a folder, got an empty name"),
+    (["plot", "v2-figure3", "--out", ""], "expected a folder"), (["run", "v2-table3", "--data-dir", ""], "expected a folder"),
     (["run", "v2-table3", "--seeds", "-1"], "--seeds must be at least 0, got -1"),
     (["run", "v2-figure8", "--synthetic", "--dedup"], "--synthetic, --dedup and --split-test exclude one another: give one"),
     (["run", "v2-figure8", "--dedup"], "no sarcos-dedup found: get it with python -m npref.datasets fetch sarcos, or use --synthetic"),
@@ -419,6 +424,14 @@ def test_mistakes(run, words, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     code, out, err = run(*words)
     assert code == 2 and message in err and err.count("\n") == 1, (out, err)
+
+
+def test_results_that_are_read_are_there(run, tmp_path):
+    (tmp_path / "results").rmdir()
+    for words in (["list"], ["table", "v2-table3"], ["plot", "v2-figure3"], ["run", "v2-table3", "--missing", "--dry-run"]):
+        code, out, err = run(*words)
+        assert code == 2 and out == "" and f"--results names a folder that is there, got {tmp_path / 'results'}" in err
+    assert run("run", "v2-table3", "--dry-run")[0] == run("record")[0] == 0
 
 
 def test_what_there_is_nothing_to_run_for(run):

@@ -4,10 +4,9 @@ import sys
 import tarfile
 import zipfile
 from functools import partial
-from pathlib import Path
 
 from npref import datasets
-from npref.command_line import Parser, broken_pipe
+from npref.command_line import Parser, broken_pipe, folder
 
 
 def parse(arguments, fetchable, names):
@@ -15,12 +14,12 @@ def parse(arguments, fetchable, names):
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fetch", help="download, verify and unpack a data set")
     command.add_argument("name", choices=fetchable)
-    command.add_argument("--data-dir", type=Path, help="where to put it (default: $NPREF_DATA, else data/)")
+    command.add_argument("--data-dir", type=folder, help="where to put it (default: $NPREF_DATA, else data/)")
     command.add_argument("--url", help="a mirror of the same file; for sarcos of the folder with its files")
     command.add_argument("--timeout", type=float, default=30.0, help="seconds without an answer before giving up (default: 30)")
     command = commands.add_parser("show", help="load and verify a data set, and say what it is")
     command.add_argument("name", choices=names)
-    command.add_argument("--data-dir", type=Path, help="where it is (default: $NPREF_DATA, then data/)")
+    command.add_argument("--data-dir", type=folder, help="where it is (default: $NPREF_DATA, then data/)")
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--dedup", action="store_true", help="sarcos without the training rows that are test rows: sarcos-dedup")
     kind.add_argument("--split-test", action="store_true", help="sarcos's test file alone, split: sarcos-split-test")
