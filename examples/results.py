@@ -93,6 +93,11 @@ def check_complete(log):
     kind, rows = kind_of(log) if "config" in log else "", log["rows"]
     needed = {"train": ("epoch", "train_loss", "test_loss"), "search": ("lr", "train_loss"), "alignment": ("angle", "layer"), "": ()}
     lacking += [name for name in needed[kind] if rows and name not in rows[0]]
+    if rows and "test_accuracy" in rows[0] and "train_accuracy" not in rows[0]:
+        lacking.append("train_accuracy")
+    trained = ("method", "arch", "dataset", "backend", "epochs", "limit_train", "limit_test")
+    set_by = {"train": (*trained, "seed"), "search": trained, "alignment": ("methods", "arch", "dataset", "limit_train", "loss", "repeats")}
+    lacking += [f"the configuration's {name}" for name in set_by.get(kind, ()) if name not in log["config"]]
     if lacking:
         raise ValueError(f"without {', '.join(lacking)}")
     if log["status"] == "finished" and len(rows) < (log["config"]["epochs"] if kind == "train" else 1):

@@ -52,6 +52,14 @@ def test_a_log_as_text(tmp_path):
         results.write_text(tmp_path / "a.tsv", {**log, "rows": rows})
         with pytest.raises(ValueError, match=rf"a.tsv: damaged \({words}\); take a copy of it"):
             results.read_text(tmp_path / "a.tsv")
+    for config, rows, words in (
+        ({k: v for k, v in log["config"].items() if k != "limit_test"}, log["rows"], "the configuration's limit_test"),
+        ({}, [{"angle": 80.0, "layer": 1}], "the configuration's methods, the configuration's arch, .*, the configuration's repeats"),
+        (log["config"], [{k: v for k, v in row.items() if k != "train_accuracy"} for row in log["rows"]], "train_accuracy"),
+    ):
+        results.write_text(tmp_path / "a.tsv", {**log, "config": config, "rows": rows})
+        with pytest.raises(ValueError, match=rf"a.tsv: damaged \(without {words}\); take a copy of it"):
+            results.read_text(tmp_path / "a.tsv")
     (tmp_path / "a.tsv").write_text("# {}\n")
     with pytest.raises(ValueError, match="damaged .without config, environment, status"):
         results.read_text(tmp_path / "a.tsv")
