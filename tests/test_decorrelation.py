@@ -170,6 +170,20 @@ def test_either_way_of_computing_the_update_is_the_equation(M):
     assert_close(R, expected, scale)
 
 
+@pytest.mark.parametrize("M", [3, 20, 99])
+def test_a_numpy_alpha_is_the_same_as_pythons(M):
+    """In all three forms; as an array of no dimensions it would make float32 products float64 ones."""
+    network, rng = Network((9,), (Dense(2),)), np.random.default_rng(0)
+    params = init_params(network, decorrelate=True)
+    trace = forward(network, params, rng.normal(size=(M, 9)).astype("float32"), sparing=True)
+    assert (trace.x_star[0] is None) == (M == 99) and moment_is_cheaper(M, 9) == (M > 3)
+    results = [params.R[0].copy(), params.R[0].copy()]
+    for R, alpha in zip(results, (0.1, np.float64(0.1))):
+        decorrelation_step([R], trace, alpha)
+        decorrelation_step([R], trace, alpha)
+    assert np.array_equal(*results) and not np.array_equal(results[0], np.eye(9))
+
+
 def test_a_pass_that_does_not_fit():
     network = Network((3,), (Dense(2), Dense(2)))
     params = init_params(network, decorrelate=True)

@@ -122,7 +122,7 @@ def test_another_search_is_not_overwritten(tmp_path, capsys):
     assert (tmp_path / "search.h5").read_bytes() == before
 
 
-@pytest.mark.parametrize("fewer", [["--most", "2"], ["--most", "9", "--patience", "1"]])
+@pytest.mark.parametrize("fewer", [["--most", "3"], ["--most", "9", "--patience", "1"]])
 def test_a_search_that_went_further_is_not_cut_short(fewer, tmp_path, capsys):
     out = ["--out", str(tmp_path), "--no-plot"]
     assert lr_search.main([*TINY, "--start", "0.5", "--most", "4", *out]) == 0
