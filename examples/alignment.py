@@ -12,7 +12,7 @@ Each repeat is a step with noise of its own, which no training step has.
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from npref.batches import input_moments, prepare, targets
 from npref.command_line import Parser
 from npref.config import Config
 from npref.datasets import Dataset
-from npref.runlog import environment, lock, read_checkpoint, read_log, unlock, write_log
-from npref.train import Diverged, Interrupted, check_same_run, compute_update, params_from
+from npref.runlog import check_same_run, environment, lock, read_checkpoint, read_log, unlock, write_log
+from npref.train import Diverged, Interrupted, compute_update, params_from
 
 NOISY = [method for method in METHODS if split_method(method)[0] != "bp"]
 FIRST_STEP = 2**63  # of the measurements' noise; training counts its steps from 0
@@ -263,7 +263,7 @@ def check_trained(work, method, epoch):
     folder = work.out / f"train-{method}"
     if (folder / "checkpoint.h5").exists():
         saved = read_checkpoint(folder / "checkpoint.h5")
-        check_same_run(saved, trained_config(work.config, method, epoch), work.record["data"], folder)
+        check_same_run(saved, asdict(trained_config(work.config, method, epoch)), work.record["data"], folder)
         if saved["counters"]["epoch"] > epoch:
             raise ValueError(f"{folder} is trained for {saved['counters']['epoch']} epochs, and epoch {epoch} is not measured: "
                              "choose another --out")

@@ -110,6 +110,16 @@ def _read_head(file):
             "status": file.attrs["status"], "rows": [{name: row[name].item() for name in table.dtype.names} for row in table]}
 
 
+def check_same_run(saved, config, data, folder):
+    """Raise ValueError unless a checkpoint is of this very configuration, epochs apart, and data (their digest)."""
+    differ = [f"{name} was {old!r}, now {config[name]!r}" for name, old in saved["config"].items()
+              if name != "epochs" and config[name] != old]
+    if saved["environment"]["data"] != data:
+        differ.append("the data's contents")
+    if differ:
+        raise ValueError(f"cannot resume {folder} with a changed configuration: {'; '.join(differ)}; start a new run instead")
+
+
 def lock(folder):
     """Take the folder for this process, until `unlock` or its end. Raises OSError if another run is writing there, or nobody can."""
     path = Path(folder) / ".lock"

@@ -286,20 +286,10 @@ def params_from(arrays, xp=np):
                     for name in ("W", "b", "R")))
 
 
-def check_same_run(saved, config, data, folder):
-    """Raise ValueError unless a checkpoint is of this very configuration, epochs apart, and data (their digest)."""
-    differ = [f"{name} was {old!r}, now {asdict(config)[name]!r}" for name, old in saved["config"].items()
-              if name != "epochs" and asdict(config)[name] != old]
-    if saved["environment"]["data"] != data:
-        differ.append("the data's contents")
-    if differ:
-        raise ValueError(f"cannot resume {folder} with a changed configuration: {'; '.join(differ)}; start a new run instead")
-
-
 def _resumed(config, environment, path, xp):
     """The state in a checkpoint, once it is sure that it is of this very run."""
     saved = runlog.read_checkpoint(path)
-    check_same_run(saved, config, environment["data"], path.parent)
+    runlog.check_same_run(saved, asdict(config), environment["data"], path.parent)
     counters, arrays = saved["counters"], saved["arrays"]
     params, adam = params_from(arrays, xp), None
     if config.optimizer != "sgd":
