@@ -296,10 +296,11 @@ def plotter(wanted, module="plots"):
 
 def new_folder(path):
     """Make the folder, or path-1, path-2, … where there is one already: that of a run which began in the same second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     for i in count():
         with suppress(FileExistsError):
             made = path.with_name(f"{path.name}-{i}") if i else path
-            made.mkdir(parents=True)
+            made.mkdir()
             return made
 
 

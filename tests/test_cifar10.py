@@ -161,6 +161,15 @@ def test_runs_of_one_second_have_a_folder_each(tmp_path):
     assert sorted(made) == [tmp_path / "runs" / name for name in ("a", *(f"a-{i}" for i in range(1, 8)))]
 
 
+@pytest.mark.parametrize("target", ["file", "nowhere"])
+def test_runs_that_is_no_folder(run, target):
+    """A file, or a link to nothing, where the default folders go."""
+    open("file", "w").close()
+    os.symlink(target, "runs")
+    code, out, err = run("--method", "np")
+    assert code == 2 and "runs" in err and err.count("\n") == 1
+
+
 def test_a_run_that_cannot_begin_leaves_no_folder(run):
     code, _, err = run("--method", "np", "--dataset", "synthetic-sarcos")
     assert code == 2 and "loss=cce needs labels" in err and os.listdir("runs") == []
