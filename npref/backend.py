@@ -128,6 +128,44 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
         other.result()
 
 
+def fused(xp: ModuleType, function):
+    """`function`, elementwise on arrays and numbers, as one kernel on a GPU; on a CPU as it is.
+
+    To launch a kernel takes Python longer than a GPU needs for most arrays here. CuPy traces the function once for each combination of
+    dtypes, dimensions and None: it may write to x[...], in place and with `out`, and end in one sum. Numbers are to be Python's and to
+    meet arrays only: between two of them CuPy would compute in half precision.
+    """
+    return function if xp is np else _kernel(xp, function)
+
+
+def contract(xp: ModuleType, subscripts: str, a, b):
+    """einsum(subscripts, a, b) of arrays whose letters stand in one order, all of them in b's, and one of which is summed over.
+
+    CuPy's own einsum makes a batch of tiny matrix products of them.
+    """
+    if xp is np:
+        return np.einsum(subscripts, a, b)
+    operands, kept = subscripts.split("->")
+    of_a, of_b = operands.split(",")
+    (axis,) = (i for i, letter in enumerate(of_b) if letter not in kept)
+    a = a.reshape([n if letter in of_a else 1 for letter, n in zip(of_b, b.shape)])
+    return fused(xp, sum_of_products(axis))(a, b)
+
+
+@lru_cache
+def sum_of_products(axis):
+    """A function to be fused: (a, b) -> the sum of a b over `axis`."""
+    def sum_of_products(a, b):
+        return array_module(a).sum(a * b, axis=axis)
+
+    return sum_of_products
+
+
+@lru_cache
+def _kernel(xp, function):
+    return xp.fuse()(function)
+
+
 def keep_freed_memory() -> None:
     """Let this process keep what its arrays free, to be used again, up to a gigabyte; for arrays below 32 MB, and with glibc.
 

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from .backend import array_module, in_blocks
+from .backend import array_module, contract, fused, in_blocks
 
 STRIP = 1024  # rows of R that one product changes on a CPU
 
@@ -27,20 +27,25 @@ def update_decorrelation(R, x_star, alpha):
     if moment_is_cheaper(M, n):
         _change_by_moment(R, x_star.T @ x_star, alpha / M)  # (n_in, n_in), BLAS computes one half
         return
-    mean_square = xp.einsum("mi,mi->i", x_star, x_star) / M  # s, (n_in,)
+    mean_square = contract(xp, "mi,mi->i", x_star, x_star) / M  # s, (n_in,)
     projected = x_star @ R  # (M, n_in)
     projected *= alpha / M
     rows = STRIP if xp is np else n  # of R at a time: no second matrix of R's size
+    change = fused(xp, _change)
     for i in range(0, n, rows):
-        strip, scale = R[i : i + rows], (1 + alpha * mean_square[i : i + rows])[:, None]
+        strip, s = R[i : i + rows], mean_square[i : i + rows, None]
         product = x_star[:, i : i + rows].T @ projected  # (rows, n_in)
 
-        def change(blocks, strip=strip, scale=scale, product=product):
+        def change_blocks(blocks, strip=strip, s=s, product=product):
             for b in blocks:
-                strip[b] *= scale[b]
-                strip[b] -= product[b]
+                change(strip[b], s[b], product[b], alpha)
 
-        in_blocks(xp, change, len(strip), n)
+        in_blocks(xp, change_blocks, len(strip), n)
+
+
+def _change(strip, mean_square, product, alpha):
+    strip *= 1 + alpha * mean_square
+    strip -= product
 
 
 def decorrelation_step(Rs, trace, alpha):
@@ -107,7 +112,7 @@ def overshoot_limit(x, iterations=30):
     """
     xp = array_module(x)
     M, n = x.shape
-    mean_square = xp.einsum("mi,mi->i", x, x) / M  # (n_in,)
+    mean_square = contract(xp, "mi,mi->i", x, x) / M  # (n_in,)
     shift = float(mean_square.max()) or 1.0
     v = xp.asarray(np.random.default_rng(0).standard_normal(n).astype(x.dtype))
     for _ in range(iterations):
@@ -142,7 +147,7 @@ def mean_squared_correlation(x_star):
         return xp.zeros(())
     largest = abs(x_star).max(axis=0)
     x_star = x_star / xp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
-    length2 = xp.einsum("mi,mi->i", x_star, x_star)
+    length2 = contract(xp, "mi,mi->i", x_star, x_star)
     z = x_star / xp.sqrt(xp.where(length2 > 0, length2, 1))  # columns of length 1 (or 0)
     gram = z.T @ z if n <= M else z @ z.T  # both have the same sum of squares, Σ_ij c_ij²
     return xp.maximum(xp.sum(gram * gram) - xp.sum(length2 > 0), 0) / (n * (n - 1))

@@ -4,7 +4,9 @@ Every function is one text for NumPy and CuPy, keeps the dtype of its array (los
 complex arrays on NumPy, so that derivatives can be judged by complex steps.
 """
 
-from .backend import array_module
+from functools import lru_cache
+
+from .backend import array_module, fused, sum_of_products
 
 ACTIVATIONS = ("leaky_relu", "relu", "tanh", "identity", "step", "sign")
 LOSSES = ("cce", "mse", "mse-mean")
@@ -16,7 +18,7 @@ def activate(name, a, slope=0.2):
     step is 1 for a > 0 and 0 elsewhere; sign is 1 for a > 0 and -1 elsewhere. Raises ValueError for another name.
     """
     xp = array_module(a)
-    match name:
+    match name:  # what is written here may be fused: see backend.py
         case "leaky_relu":
             x = a * slope
             return xp.maximum(a, x, out=x)  # as slope < 1; complex arrays compare by their real parts first
@@ -27,9 +29,9 @@ def activate(name, a, slope=0.2):
         case "identity":
             return a
         case "step":
-            return (a.real > 0).astype(a.dtype)
+            return (xp.real(a) > 0).astype(a.dtype)
         case "sign":
-            return (a.real > 0).astype(a.dtype) * 2 - 1
+            return (xp.real(a) > 0).astype(a.dtype) * 2 - 1
     raise ValueError(_unknown("activation", name, ACTIVATIONS))
 
 
@@ -43,9 +45,9 @@ def derivative(name, a, slope=0.2):
         raise TypeError(f"pre-activations must be floating-point, as the derivative is, got {a.dtype}")
     match name:
         case "leaky_relu":
-            return xp.maximum((a.real > 0).astype(a.dtype), a.dtype.type(slope))  # 0 <= slope < 1; faster than where
+            return xp.maximum((xp.real(a) > 0).astype(a.dtype), slope)  # 0 <= slope < 1; faster than where
         case "relu":
-            return (a.real > 0).astype(a.dtype)
+            return (xp.real(a) > 0).astype(a.dtype)
         case "tanh":
             return 1 - xp.tanh(a) ** 2
         case "identity":
@@ -70,7 +72,7 @@ def loss(name, y, t):
     y, t = _wide(xp, y), _wide(xp, t)
     match name:
         case "cce":
-            return xp.sum(t, axis=-1) * _logsumexp(xp, y)[..., 0] - xp.sum(t * y, axis=-1)
+            return xp.sum(t, axis=-1) * _logsumexp(xp, y) - fused(xp, sum_of_products(y.ndim - 1))(t, y)
         case "mse":
             return xp.sum((t - y) ** 2, axis=-1)
         case "mse-mean":
@@ -86,7 +88,7 @@ def loss_gradient(name, y, t):
     wide_y, wide_t = _wide(xp, y), _wide(xp, t)
     match name:
         case "cce":
-            softmax = xp.exp(wide_y - _logsumexp(xp, wide_y))
+            softmax = xp.exp(wide_y - _logsumexp(xp, wide_y)[..., None])
             g = xp.sum(wide_t, axis=-1, keepdims=True) * softmax - wide_t
         case "mse":
             g = 2 * (wide_y - wide_t)
@@ -120,8 +122,17 @@ def _check_targets(y, t):
 
 
 def _logsumexp(xp, y):
-    top = y.real.max(axis=-1, keepdims=True)
-    return top + xp.log(xp.sum(xp.exp(y - top), axis=-1, keepdims=True))
+    top = y.real.max(axis=-1)
+    return top + xp.log(fused(xp, _sum_of_exponentials(y.ndim - 1))(y, top[..., None]))
+
+
+@lru_cache
+def _sum_of_exponentials(axis):
+    def sum_of_exponentials(y, top):
+        xp = array_module(y)
+        return xp.sum(xp.exp(y - top), axis=axis)
+
+    return sum_of_exponentials
 
 
 def _wide(xp, y):

@@ -7,13 +7,13 @@ Letters: B batch, P positions (1 for Dense), n_in and n_out as in layers.py, N_l
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod, sqrt
 
 import numpy as np
 
 from . import noise
-from .backend import array_module, in_blocks
+from .backend import array_module, fused, in_blocks
 from .decorrelation import spares_x_star
 from .functions import activate
 from .layers import Conv, Dense, Layer, fold, output_shape, to_rows, unfold, weight_shape
@@ -124,14 +124,22 @@ def _activated(layer, a):
     if layer.activation == "identity":
         return a
     xp = array_module(a)
-    x = xp.empty_like(a)
+    x, apply = xp.empty_like(a), fused(xp, _activation(layer.activation, layer.slope))
 
-    def apply(blocks):
+    def apply_blocks(blocks):
         for b in blocks:
-            x[b] = activate(layer.activation, a[b], layer.slope)
+            apply(a[b], x[b])
 
-    in_blocks(xp, apply, *a.shape)
+    in_blocks(xp, apply_blocks, *a.shape)
     return x
+
+
+@lru_cache
+def _activation(name, slope):
+    def activation(a, x):
+        x[...] = activate(name, a, slope)
+
+    return activation
 
 
 def matrix(W):

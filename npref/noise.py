@@ -15,7 +15,7 @@ from math import pi, prod
 
 import numpy as np
 
-from .backend import in_blocks
+from .backend import array_module, fused, in_blocks
 
 NOISE, BASELINE, WEIGHTS, SHUFFLE, IMAGES = range(5)  # streams: the second word of the key
 KINDS = ("gaussian", "rademacher")
@@ -26,8 +26,9 @@ def words(xp, seed, stream, counter, blocks):
     return _source(xp, seed, stream, counter)(blocks)
 
 
-def _source(xp, seed, stream, counter):
-    """A function that gives the next `blocks` Philox blocks, (4 * blocks,) of uint64, the first of them at `counter`."""
+def _source(xp, seed, stream, counter, samples=1):
+    """A function that gives the next `blocks` Philox blocks, the first of them at `counter`, of so many consecutive noise samples:
+    (samples * 4 * blocks,) of uint64. On the CPU of one."""
     if not 0 <= seed < 2**64 or int(seed) != seed:
         raise ValueError(f"seed must be a whole number in [0, 2^64), got {seed}")
     if xp is np:
@@ -38,37 +39,45 @@ def _source(xp, seed, stream, counter):
 
     def take(blocks):
         nonlocal first
-        out = xp.empty(4 * blocks, dtype=xp.uint64)
-        arguments = [np.uint64(w) for w in (blocks, seed, stream, first, *rest)]
-        _philox_kernel(xp)(((blocks + 255) // 256,), (256,), (out, *arguments))
+        out = xp.empty(4 * blocks * samples, dtype=xp.uint64)
+        arguments = [np.uint64(w) for w in (blocks, samples, seed, stream, first, *rest)]
+        _philox_kernel(xp)(((blocks * samples + 255) // 256,), (256,), (out, *arguments))
         first += blocks
         return out
 
     return take
 
 
-def normals(xp, w, dtype):
-    """Standard normals by Box-Muller: (rows, n) words -> (rows, 2n), the n cosine halves before the n sine halves.
+def normals(xp, w, dtype, sigma=1.0, out=None):
+    """Normals N(0, σ²) by Box-Muller: (rows, n) words -> (rows, 2n), the n cosine halves before the n sine halves; in `out` if given.
 
     Each word gives two 32-bit uniforms u = (integer + 1/2) / 2^32: the low half sets the radius sqrt(-2 log u), the high half
     the angle 2 pi u. The words, and so the numbers up to rounding, are the same for float32 and float64.
     """
-    dtype = np.dtype(dtype).type
     n, unsigned, signed = w.shape[-1], w.view(xp.uint32), w.view(xp.int32)  # little-endian: the low half of a word comes first
-    radius = xp.multiply(unsigned[..., 0::2], dtype(2.0**-32), dtype=dtype)
-    radius += dtype(2.0**-33)
-    xp.log(radius, out=radius)
-    radius *= dtype(-2)
-    xp.sqrt(radius, out=radius)
+    z = xp.empty((*w.shape[:-1], 2 * n), dtype=dtype) if out is None else out
     # Read as a signed integer, the high half gives the same angle less whole turns: in [-pi, pi), where float32 is finest.
-    angle = xp.multiply(signed[..., 1::2], dtype(2 * pi * 2.0**-32), dtype=dtype)
-    angle += dtype(2 * pi * 2.0**-33)
-    z = xp.empty((*w.shape[:-1], 2 * n), dtype=dtype)
-    xp.cos(angle, out=z[..., :n])
-    xp.sin(angle, out=z[..., n:])
-    z[..., :n] *= radius
-    z[..., n:] *= radius
+    fused(xp, _box_muller)(unsigned[..., 0::2], signed[..., 1::2], z[..., :n], z[..., n:], sigma)
     return z
+
+
+def _box_muller(low, high, cosines, sines, sigma):
+    """cosines, sines ← σ √(-2 log u) (cos, sin)(2π u'), with u and u' = (integer + 1/2) / 2³²."""
+    xp, dtype = array_module(low), cosines.dtype
+    radius = low.astype(dtype)
+    radius *= 2.0**-32
+    radius += 2.0**-33
+    xp.log(radius, out=radius)
+    radius *= -2
+    xp.sqrt(radius, out=radius)
+    angle = high.astype(dtype)
+    angle *= 2 * pi * 2.0**-32
+    angle += 2 * pi * 2.0**-33
+    xp.cos(angle, out=cosines)
+    xp.sin(angle, out=sines)
+    for z in cosines, sines:
+        z *= radius
+        z *= sigma
 
 
 def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, stream=NOISE):
@@ -90,15 +99,20 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
     signs = _sign_table(xp, dtype, sigma) if kind == "rademacher" else None
 
     def fill(parts, k):
-        take = _source(xp, seed, stream, ((rows.start + parts[0].start) * blocks, samples[k], layer, step))
+        take = _source(xp, seed, stream, ((rows.start + parts[0].start) * blocks, samples[k], layer, step), together)
         for part in parts:
-            w = take((part.stop - part.start) * blocks).reshape(part.stop - part.start, -1)
+            target = out[k : k + together, part].reshape(-1, units)  # a view
+            w = take((part.stop - part.start) * blocks).reshape(len(target), -1)
+            whole = kind == "gaussian" and units == 2 * w.shape[1]  # the last block of a row may make more than its units
             if kind == "gaussian":
-                xp.multiply(normals(xp, w, dtype)[:, :units], out.dtype.type(sigma), out=out[k, part])
+                numbers = normals(xp, w, dtype, float(sigma), out=target if whole else None)
             else:
-                out[k, part] = xp.take(signs, w.view(xp.uint8), axis=0).reshape(len(w), -1)[:, :units]
+                numbers = xp.take(signs, w.view(xp.uint8), axis=0).reshape(len(w), -1)
+            if not whole:
+                target[...] = numbers[:, :units]
 
-    for k in range(len(samples)):
+    together = len(samples) if xp is not np and samples.step == 1 else 1  # noise samples at a time: on a GPU launches are what costs
+    for k in range(0, len(samples), together):
         in_blocks(xp, partial(fill, k=k), len(rows), units)
     if len(shape) == 3:  # (C, H, W), in memory as (H, W, C)
         C, H, W = shape
@@ -126,14 +140,16 @@ def permutation(seed, epoch, n):
 # One thread makes one block. __umul64hi is the high half of a 64 x 64 bit product, one intrinsic on a GPU.
 PHILOX = r"""
 extern "C" __global__ void philox4x64_10(unsigned long long* out, unsigned long long blocks,
+                                         unsigned long long samples,
                                          unsigned long long k0, unsigned long long k1,
                                          unsigned long long c0, unsigned long long c1,
                                          unsigned long long c2, unsigned long long c3)
 {
     unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= blocks) return;
+    if (i >= blocks * samples) return;
     const unsigned long long m0 = 0xD2E7470EE14C6C93ULL, m1 = 0xCA5A826395121157ULL;
-    c0 += i;
+    c0 += i % blocks;
+    c1 += i / blocks;
     for (int round = 0; round < 10; ++round) {
         unsigned long long high0 = __umul64hi(m0, c0), low0 = m0 * c0;
         unsigned long long high1 = __umul64hi(m1, c2), low1 = m1 * c2;

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import sqrt
 
-from .backend import array_module, in_blocks
+from .backend import array_module, fused, in_blocks
 
 OPTIMIZERS = ("adam", "adam-eps-hat", "sgd")
 
@@ -48,28 +48,33 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         # √v̂ + ε = (√v + ε √(1-β₂ᵗ)) / √(1-β₂ᵗ): the same elementwise work serves both forms.
         eps = eps * correction2
     rate = float(lr) * correction2 / correction1
-    for p, d, m, v in zip(parameters, updates, state.m, state.v):
-        _adam_blocks(xp, *(a.reshape(-1) for a in (p, d, m, v)), beta1, beta2, eps, rate)
+    numbers = [float(number) for number in (beta1, 1 - beta1, beta2, 1 - beta2, eps, rate)]
+    step = fused(xp, _adam)
+    for arrays in zip(parameters, updates, state.m, state.v):
+        arrays = [a.reshape(-1) for a in arrays]
+
+        def step_blocks(blocks, arrays=arrays):
+            for b in blocks:  # a block stays in the cache for all that is done to it
+                step(*(a[b] for a in arrays), *numbers)
+
+        in_blocks(xp, step_blocks, arrays[0].size)
 
 
-def _adam_blocks(xp, p, d, m, v, beta1, beta2, eps, rate):
-    def step(blocks):
-        for i in blocks:  # a block stays in the cache for all of these
-            p_i, d_i, m_i, v_i = p[i], d[i], m[i], v[i]
-            work = d_i * (1 - beta1)
-            m_i *= beta1
-            m_i += work
-            xp.multiply(d_i, d_i, out=work)
-            work *= 1 - beta2
-            v_i *= beta2
-            v_i += work
-            xp.sqrt(v_i, out=work)
-            work += eps
-            xp.divide(m_i, work, out=work)
-            work *= rate
-            p_i -= work
-
-    in_blocks(xp, step, p.size)
+def _adam(p, d, m, v, beta1, rest1, beta2, rest2, eps, rate):
+    """m ← β₁ m + rest₁ d, v ← β₂ v + rest₂ d², p ← p - rate m / (√v + eps)."""
+    xp = array_module(p)
+    work = d * rest1
+    m *= beta1
+    m += work
+    xp.multiply(d, d, out=work)
+    work *= rest2
+    v *= beta2
+    v += work
+    xp.sqrt(v, out=work)
+    work += eps
+    xp.divide(m, work, out=work)
+    work *= rate
+    p -= work
 
 
 def _check(parameters, *others):

@@ -16,9 +16,12 @@ Letters: B batch, K noise samples, k those of a group, P positions, n_in / n_out
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
-from .backend import array_module, in_blocks
+import numpy as np
+
+from .backend import array_module, contract, fused, in_blocks
 from .functions import activate, derivative, loss_gradient
 from .functions import loss as loss_of
 from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
@@ -90,8 +93,9 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
     for eps in _checked(network, x, noise):
         y, _, _ = _noisy_pass(network, multiply, trace, eps)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
+        coefficient = (dL[-1] / sigma2).astype(y.dtype)  # δL / σ²
         for l, eps_l in enumerate(eps):
-            _add_error(xp, errors, l, dL[-1] / sigma2, eps_l)
+            _add_error(xp, errors, l, coefficient, eps_l)
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -106,7 +110,7 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
     for v in _checked(network, x, noise):
         dL.append(_layerwise_losses(network, multiply, trace, v, t, loss) - clean_loss)  # (k, L, B)
         for l, N_l in enumerate(network.units):
-            _add_error(xp, errors, l, N_l * _quotient(xp, dL[-1][:, l], _norm2(xp, v[l])), v[l])
+            _add_error(xp, errors, l, _quotient(xp, N_l, dL[-1][:, l], _norm2(xp, v[l])), v[l])
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -125,9 +129,11 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
         y, da, norm2 = _noisy_pass(network, multiply, trace, eps, differences=True)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
         if norm == "network":
-            norm2 = [sum(norm2)] * len(da)  # ‖δa‖², (k, B)
+            coefficient = [_quotient(xp, N, dL[-1], sum(norm2[1:], norm2[0]))] * len(da)  # N δL / ‖δa‖², (k, B)
+        else:
+            coefficient = [_quotient(xp, N, dL[-1], norm2_l) for norm2_l in norm2]
         for l, da_l in enumerate(da):
-            _add_error(xp, errors, l, N * _quotient(xp, dL[-1], norm2[l]), da_l)
+            _add_error(xp, errors, l, coefficient[l], da_l)
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -143,12 +149,25 @@ def group_size(network, rule, batch, itemsize, samples, budget=128 * 2**20):
 
 def _times_derivative(layer, g, a):
     """g ⊙ f'(a), in g's place: rows (B*P, n_out)."""
-    def multiply(blocks):
-        for b in blocks:
-            g[b] *= derivative(layer.activation, a[b], layer.slope)
+    if layer.activation == "identity":
+        return g
+    xp = array_module(g)
+    multiply = fused(xp, _chain(layer.activation, layer.slope))
 
-    in_blocks(array_module(g), multiply, *g.shape)
+    def multiply_blocks(blocks):
+        for b in blocks:
+            multiply(g[b], a[b])
+
+    in_blocks(xp, multiply_blocks, *g.shape)
     return g
+
+
+@lru_cache
+def _chain(activation, slope):
+    def chain(g, a):
+        g *= derivative(activation, a, slope)
+
+    return chain
 
 
 def _baseline_pass(network, params, x, t, loss, baseline):
@@ -164,17 +183,17 @@ def _noisy_pass(network, multiply, trace, eps, differences=False):
     xp, x, da, norm2 = array_module(trace.y), None, [], []
     for l, (layer, eps_l) in enumerate(zip(network.layers, eps)):  # (k, B, N_l)
         if l == 0:
-            product, a_tilde = xp.broadcast_to(trace.drive.reshape(eps_l.shape[1:]), eps_l.shape), xp.empty(eps_l.shape, dtype=eps_l.dtype)
+            product, a_tilde = trace.drive.reshape(eps_l.shape[1:]), xp.empty(eps_l.shape, dtype=eps_l.dtype)
         else:
-            product = a_tilde = multiply(l, _rows_of(network, l, x)).reshape(eps_l.shape)
+            product, a_tilde = None, multiply(l, _rows_of(network, l, x)).reshape(eps_l.shape)
         if differences:
             x = xp.empty(eps_l.shape, dtype=eps_l.dtype)
-            _perturb(xp, layer, product, eps_l, a_tilde, x, minus=trace.a[l].reshape(eps_l.shape[1:]))
+            _perturb(xp, layer, a_tilde, eps_l, product, x, minus=trace.a[l].reshape(eps_l.shape[1:]))
             da.append(a_tilde)
             norm2.append(_norm2(xp, a_tilde))
         else:
+            _perturb(xp, layer, a_tilde, eps_l, product)
             x = a_tilde
-            _perturb(xp, layer, product, eps_l, a_tilde, x)
     return x, da, norm2
 
 
@@ -187,23 +206,39 @@ def _layerwise_losses(network, multiply, trace, v, t, loss):
         under_way, new = a[: l * k], a[l * k :]
         if l > 0:
             multiply(l, _rows_of(network, l, x), out=under_way.reshape(-1, layer.n_out))
-            _perturb(xp, layer, under_way, None, under_way, under_way)
-        _perturb(xp, layer, xp.broadcast_to(trace.a[l].reshape(v_l.shape[1:]), v_l.shape), v_l, new, new)
+            _perturb(xp, layer, under_way)
+        _perturb(xp, layer, new, v_l, trace.a[l].reshape(v_l.shape[1:]))
         x = a
     return loss_of(loss, x, t).reshape(len(v), k, -1).transpose(1, 0, 2)
 
 
-def _perturb(xp, layer, product, eps_l, a_tilde, x, minus=None):
-    """ã = product + ε (None: no noise), x = f(ã), and then ã -= minus, all (k, B, N_l), minus (B, N_l); product and x may be ã itself."""
-    def perturb(blocks):
-        for b in blocks:
-            if eps_l is not None:
-                xp.add(product[:, b], eps_l[:, b], out=a_tilde[:, b])  # ã_l = W_l x̃*_{l-1} + ε_l
-            x[:, b] = activate(layer.activation, a_tilde[:, b], layer.slope)
-            if minus is not None:
-                a_tilde[:, b] -= minus[b]  # δa_l = ã_l - a_l, in ã's place
+def _perturb(xp, layer, a_tilde, eps_l=None, product=None, x=None, minus=None):
+    """ã = product + ε (None: ã itself; no noise), f(ã) to x (None: in ã's place), and with an x ã -= minus.
 
-    in_blocks(xp, perturb, x.shape[1], x.shape[0] * x.shape[2])
+    ã, ε and x are (k, B, N_l), product and minus (B, N_l).
+    """
+    perturb = fused(xp, _perturbation(layer.activation, layer.slope))
+
+    def perturb_blocks(blocks):
+        for b in blocks:
+            samples = [None if array is None else array[:, b] for array in (a_tilde, eps_l, x)]
+            perturb(*samples, *(None if array is None else array[b] for array in (product, minus)))
+
+    in_blocks(xp, perturb_blocks, a_tilde.shape[1], a_tilde.shape[0] * a_tilde.shape[2])
+
+
+@lru_cache
+def _perturbation(activation, slope):
+    def perturb(a_tilde, eps, x, product, minus):
+        if eps is not None:
+            array_module(eps).add(a_tilde if product is None else product, eps, out=a_tilde)  # ã_l = W_l x̃*_{l-1} + ε_l
+        if x is None:
+            a_tilde[...] = activate(activation, a_tilde, slope)
+        else:
+            x[...] = activate(activation, a_tilde, slope)
+            a_tilde -= minus  # δa_l = ã_l - a_l, in ã's place
+
+    return perturb
 
 
 def _rows_of(network, l, x):
@@ -235,14 +270,18 @@ def _multiplier(params, formed):
 
 
 def _add_error(xp, errors, l, coefficient, e):
-    """errors[l] += Σ_k coefficient[k, b] e[k, b, :]: K errors become one before they meet x*. (k, B) float64, (k, B, N_l)."""
-    first, coefficient = errors[l] is None, coefficient.astype(e.dtype)
+    """errors[l] += Σ_k coefficient[k, b] e[k, b, :]: K errors become one before they meet x*. (k, B), (k, B, N_l)."""
+    if xp is not np:
+        summed = contract(xp, "kb,kbn->bn", coefficient, e)
+        errors[l] = summed if errors[l] is None else errors[l] + summed
+        return
+    first = errors[l] is None
     if first:
         errors[l] = xp.empty(e.shape[1:], dtype=e.dtype)  # (B, N_l)
 
     def add(blocks):
         for b in blocks:
-            summed = xp.einsum("kb,kbn->bn", coefficient[:, b], e[:, b])
+            summed = np.einsum("kb,kbn->bn", coefficient[:, b], e[:, b])
             errors[l][b] = summed if first else errors[l][b] + summed
 
     in_blocks(xp, add, e.shape[1], e.shape[0] * e.shape[2])
@@ -265,20 +304,22 @@ def _update(params, trace, errors, losses, dL):
 
 def _norm2(xp, e):
     """‖e‖² of every noise sample and batch row: (k, B, N_l) -> (k, B)."""
+    if xp is not np:
+        return contract(xp, "kbn,kbn->kb", e, e)
     norm2 = xp.empty(e.shape[:2], dtype=e.dtype)
 
     def square(blocks):
         for b in blocks:
-            norm2[:, b] = xp.einsum("kbn,kbn->kb", e[:, b], e[:, b])
+            norm2[:, b] = np.einsum("kbn,kbn->kb", e[:, b], e[:, b])
 
     in_blocks(xp, square, e.shape[1], e.shape[0] * e.shape[2])
     return norm2
 
 
-def _quotient(xp, dL, norm2):
-    """δL / ‖·‖²; 0 where rounding left no perturbation at all, for then δL says nothing."""
+def _quotient(xp, N, dL, norm2):
+    """N δL / ‖·‖², in the dtype of ‖·‖²; 0 where rounding left no perturbation at all, for then δL says nothing."""
     moved = norm2 > 0
-    return xp.where(moved, dL, 0) / xp.where(moved, norm2, 1)
+    return (N * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1))).astype(norm2.dtype)
 
 
 def _checked(network, x, noise):

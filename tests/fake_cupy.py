@@ -2,7 +2,8 @@
 
 Like CuPy, its arrays are never converted to NumPy arrays implicitly, never mix with them, and reductions give 0-d arrays. Unlike
 CuPy it counts what leaves the device, in `counts["to_host"]`, and it has only the functions listed here, all of which CuPy has.
-RawKernel compiles the CUDA text with the machine's C++ compiler and runs every thread in turn.
+RawKernel compiles the CUDA text with the machine's C++ compiler and runs every thread in turn. A fused function gets arrays and
+numbers that refuse what CuPy's tracing cannot see or gets wrong.
 """
 
 import collections
@@ -20,9 +21,10 @@ import numpy as np
 __version__ = "fake"
 COMPILER = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
 counts = collections.Counter()
+fusing = False
 
 FUNCTIONS = ("empty zeros eye zeros_like ones_like maximum tanh where exp log sqrt sum mean arange einsum concatenate stack isfinite "
-             "multiply divide subtract cos sin arctan2 unpackbits fill_diagonal take add matmul broadcast_to empty_like").split()
+             "multiply divide subtract cos sin arctan2 unpackbits fill_diagonal take add matmul broadcast_to empty_like real").split()
 float32, float64, uint8, int32, uint32, uint64, int64 = np.float32, np.float64, np.uint8, np.int32, np.uint32, np.uint64, np.int64
 result_type = np.result_type
 
@@ -97,6 +99,8 @@ def _unwrap(x):
         return x._data
     if isinstance(x, np.ndarray):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    if isinstance(x, _Number):
+        return float.__float__(x)
     if isinstance(x, (tuple, list)):
         return type(x)(_unwrap(i) for i in x)
     if isinstance(x, dict):
@@ -105,7 +109,60 @@ def _unwrap(x):
 
 
 def _wrap(x):
-    return ndarray(np.asarray(x)) if isinstance(x, (np.ndarray, np.generic)) else x
+    return (_Traced if fusing else ndarray)(np.asarray(x)) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
+class _Traced(ndarray):
+    """An array inside a fused function: it has a dtype, elementwise operations, `[...] =` and one sum over an axis."""
+
+    __module__, __qualname__ = "cupy._core.fusion", "_FusionVarArray"
+
+    def __setitem__(self, key, value):
+        if key is not Ellipsis:
+            raise ValueError("The fusion supports `[...]` or `[:]`.")
+        super().__setitem__(key, value)
+
+
+def _refused(name):
+    def method(self, *args):
+        raise AttributeError(f"no {name} in a fused function")
+    return method
+
+
+for _name in "shape size flags nbytes strides T real".split():
+    setattr(_Traced, _name, property(_refused(_name)))
+for _name in "reshape sum max argmax all any transpose view ravel get item __getitem__ __len__ __iter__ __matmul__".split():
+    setattr(_Traced, _name, _refused(_name))
+
+
+class _Number(float):
+    """A number inside a fused function: CuPy computes what happens between two of them in half precision."""
+
+
+for _name in "add sub mul truediv pow".split():
+    def _alone(self, other, _name=_name):
+        if isinstance(other, ndarray):
+            return NotImplemented
+        raise TypeError("arithmetic between numbers in a fused function")
+    setattr(_Number, f"__{_name}__", _alone)
+    setattr(_Number, f"__r{_name}__", _alone)
+
+
+def fuse(kernel_name=None):
+    """One kernel for a function of arrays, Python's numbers and None."""
+    def decorate(function):
+        def call(*args):
+            global fusing
+            if not all(a is None or type(a) in (ndarray, float, int) for a in args):
+                raise TypeError(f"Invalid argument type: {[type(a) for a in args]}")
+            fusing = True
+            try:
+                result = function(*(_Traced(a._data) if isinstance(a, ndarray) else a if a is None else _Number(a) for a in args))
+            finally:
+                fusing = False
+            return ndarray(result._data) if isinstance(result, ndarray) else result
+        return call
+    return decorate
 
 
 def __getattr__(name):
@@ -113,6 +170,8 @@ def __getattr__(name):
         raise AttributeError(f"the stand-in for CuPy has no {name}: add it if CuPy has it")
 
     def function(*args, **kwargs):
+        if fusing and not kwargs.keys() <= {"out", "axis"}:
+            raise TypeError(f"Wrong arguments {kwargs}")
         result = getattr(np, name)(*_unwrap(args), **_unwrap(kwargs))
         return kwargs["out"] if kwargs.get("out") is not None else _wrap(result)
 
@@ -138,7 +197,7 @@ class RawKernel:
         blockDim.x = block;
         for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x)
             for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x)
-                %s(out, n[0], n[1], n[2], n[3], n[4], n[5], n[6]);
+                %s(out, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]);
     }
     """
 
@@ -152,7 +211,7 @@ class RawKernel:
     def __call__(self, grid, block, arguments):
         out, numbers = arguments[0], np.array(arguments[1:], dtype=np.uint64)
         assert all(isinstance(n, np.uint64) for n in arguments[1:]), "a kernel's numbers must have their exact type"
-        assert out.dtype == np.uint64 and len(numbers) == 7
+        assert out.dtype == np.uint64 and len(numbers) == 8
         self.launch(ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), out._data.ctypes.data_as(ctypes.c_void_p),
                     numbers.ctypes.data_as(ctypes.c_void_p))
 
