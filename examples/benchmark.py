@@ -214,14 +214,15 @@ def parts(config, network, state, x, t, batch, floor, listed):
 
 def opponent(name, config, network, backend, x, t, counter):
     """Another implementation's training step, once its update is npref's."""
-    state = initial_state(config, network, backend.xp)
     if name == "plain":
         sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
         from plain import plain_step
+        state = initial_state(config, network, backend.xp)
         return lambda: plain_step(config, network, state, x, t, next(counter))
     import torch_steps
     torch_steps.check(name, config, network)
-    return torch_steps.step(name, config, network, state.params, to_host(x), to_host(t), cores())
+    params = initial_state(config, network).params
+    return torch_steps.step(name, config, network, params, to_host(x), to_host(t), cores(), "cpu" if backend.xp is np else "cuda")
 
 
 def table(rows, against):
@@ -277,8 +278,6 @@ def parse(arguments):
         for name in ("archs", "samples", "noise", "batch_size"):
             if getattr(args, name) != parser.get_default(name):
                 parser.error(f"--scaling has its own K, depths and batch sizes: leave out --{name.replace('_', '-')}")
-    if args.backend == "cupy" and any(name.startswith("torch") for name in args.against):
-        parser.error("PyTorch is compared on the CPU: leave out --backend cupy or --against")
     return args
 
 
@@ -317,9 +316,12 @@ def run(args, stop):
     keep_freed_memory()
     if any(name.startswith("torch") for name in args.against):
         try:
-            import torch  # noqa: F401
+            import torch
         except ModuleNotFoundError:
             raise ValueError('--against torch needs PyTorch: pip install -e ".[adapters]"') from None
+        if args.backend == "cupy" and not torch.cuda.is_available():
+            raise ValueError("--against torch with --backend cupy needs a PyTorch that can use the GPU, and this one cannot: "
+                             "install one for your CUDA version, or leave out --against")
     if args.scaling is not None:
         plot_scaling = plotter(True).plot_scaling
     print(f"{backend.device}; {backend.name}, NumPy {np.__version__}, {cores()} threads, Python {platform.python_version()}; "

@@ -1,10 +1,10 @@
-"""The same training steps in PyTorch, on the CPU, for examples/benchmark.py to time npref against.
+"""The same training steps in PyTorch, for examples/benchmark.py to time npref against, on the CPU or on an NVIDIA GPU.
 
 `torch` is written as PyTorch's users write it: the clean pass and all noisy passes stacked in one batch, autograd for BP and for a
 convolution's update, torch.optim.Adam, the moment times R. `torch-compile` is that, compiled. `torch-algebra` shares what npref
 shares: noisy passes start where their noise does and multiply by A = W R (always formed here), x* is left out where npref leaves it out,
 K errors are summed before one product, R in its cheap form, the optimiser fused; all K noise samples are held at once. Before it is timed,
-each must give npref's numbers (`check`).
+each must give npref's numbers (`check`, on the CPU). On a GPU convolutions are kept from TF32, as npref's products are: it buries δL.
 """
 
 from dataclasses import replace
@@ -203,10 +203,13 @@ def gradients(name, net, x, t, eps):
     return (gradients_algebra if name == "torch-algebra" else gradients_stacked)(net, x, t, eps)
 
 
-def step(name, config, network, params, x, t, threads):
-    """A function without arguments: one training step on x, t, with new noise each time."""
+def step(name, config, network, params, x, t, threads, device="cpu"):
+    """A function without arguments: one training step on x, t (NumPy's, as params are), with new noise each time, on a device."""
     torch.set_num_threads(threads)
-    net, x, t = Net(config, network, params), torch.tensor(np.array(x)), torch.tensor(np.array(t))
+    torch.backends.cudnn.allow_tf32 = False
+    device = torch.device(device)
+    with device:
+        net, x, t = Net(config, network, params), torch.tensor(np.array(x)), torch.tensor(np.array(t))
     optimizer = torch.optim.Adam(net.W, lr=config.lr, eps=1e-7, fused=name == "torch-algebra" or None)
     whole = decorrelate_algebra if name == "torch-algebra" else decorrelate
 
@@ -219,9 +222,10 @@ def step(name, config, network, params, x, t, threads):
     update = torch.compile(update) if name == "torch-compile" else update
 
     def run():
-        for w, d in zip(net.W, update()):
-            w.grad = d
-        optimizer.step()
+        with device:
+            for w, d in zip(net.W, update()):
+                w.grad = d
+            optimizer.step()
 
     return run
 

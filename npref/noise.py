@@ -111,7 +111,7 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
             if not whole:
                 target[...] = numbers[:, :units]
 
-    together = len(samples) if xp is not np and samples.step == 1 else 1  # noise samples at a time: on a GPU launches are what costs
+    together = max(1, len(samples)) if xp is not np and samples.step == 1 else 1  # noise samples at a time: on a GPU launches cost
     for k in range(0, len(samples), together):
         in_blocks(xp, partial(fill, k=k), len(rows), units)
     if len(shape) == 3:  # (C, H, W), in memory as (H, W, C)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from npref import BackendUnavailable, array_module, backend, get_backend, synchronize, to_host
+from npref.backend import contract, fused
 
 
 def test_numpy():
@@ -198,6 +199,27 @@ def test_without_more_threads_the_caller_does_it_all(monkeypatch):
     done = []
     backend.in_blocks(np, done.extend, 5)
     assert sorted(b.start for b in done) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("subscripts, shapes", [
+    ("kb,kbn->bn", ((3, 4), (3, 4, 5))), ("kbn,kbn->kb", ((3, 4, 5), (3, 4, 5))), ("mi,mi->i", ((6, 2), (6, 2)))])
+def test_contractions_are_those_of_einsum(fake_cupy, subscripts, shapes):
+    a, b = (np.random.default_rng(i).normal(size=shape) for i, shape in enumerate(shapes))
+    expected = np.einsum(subscripts, a, b)
+    assert np.array_equal(contract(np, subscripts, a, b), expected)
+    assert np.allclose(contract(fake_cupy, subscripts, fake_cupy.asarray(a), fake_cupy.asarray(b)).get(), expected, rtol=1e-14)
+
+
+def test_a_fused_function_is_itself_on_a_cpu_and_one_kernel_on_a_device(fake_cupy):
+    def add(x, y, number):
+        x += y * number
+
+    assert fused(np, add) is add
+    kernel = fused(fake_cupy, add)
+    assert kernel is fused(fake_cupy, add) is not add, "or it would be compiled again and again"
+    x = fake_cupy.asarray(np.ones(3))
+    kernel(x, fake_cupy.asarray(np.arange(3.0)), 2.0)
+    assert x.get().tolist() == [1, 3, 5]
 
 
 def test_a_device_gets_one_block(fake_cupy):

@@ -94,7 +94,6 @@ def test_scaling_is_drawn(tmp_path, monkeypatch, capsys):
     (["--methods", "bp", "dbp", "--samples", "10"], "--samples and --noise have no effect on bp and dbp"),
     (["--json", "nowhere/rows.json"], "--json names a file in a folder that is there, got nowhere/rows.json"),
     (["--scaling", "."], "--scaling names a file in a folder that is there, got ."),
-    (["--backend", "cupy", "--against", "torch"], "PyTorch is compared on the CPU"),
     (["--backend", "cupy"], "CuPy"),
 ])
 def test_mistakes(arguments, words, capsys, monkeypatch):
@@ -130,6 +129,19 @@ def test_torch_that_is_missing_is_asked_for(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert benchmark.main([*SMALL, "--against", "torch"]) == 2
     assert 'needs PyTorch: pip install -e ".[adapters]"' in capsys.readouterr().err
+
+
+def test_pytorch_on_a_gpu(capsys, real_cupy):
+    pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[adapters]"')
+    assert benchmark.main([*SMALL, "--backend", "cupy", "--methods", "danp", "--against", "torch", "torch-algebra"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].count("x") == 2
+
+
+def test_pytorch_without_cuda_is_refused(capsys, fake_cupy, monkeypatch):
+    torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[adapters]"')
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert benchmark.main([*SMALL, "--backend", "cupy", "--against", "torch"]) == 2
+    assert "needs a PyTorch that can use the GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arch", ["fc3", "conv"])

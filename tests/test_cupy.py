@@ -104,6 +104,13 @@ def test_the_stand_in_is_strict(fake_cupy):
             refused()
     with pytest.raises(AttributeError):
         fake_cupy.fft  # noqa: B018
+    for refused in (lambda x, n: 1 - n, lambda x, n: n * n, lambda x, n: x[0], lambda x, n: x.real, lambda x, n: x.shape,
+                    lambda x, n: fake_cupy.multiply(x, n, dtype=np.float64), lambda x, n: x.reshape(-1)):
+        with pytest.raises((TypeError, AttributeError)):
+            fake_cupy.fuse()(refused)(a, 2.0)
+    with pytest.raises(TypeError):
+        fake_cupy.fuse()(lambda x, n: x * n)(a, np.float32(2))
+    assert fake_cupy.fuse()(lambda x, n: 1 - n * x)(a, 2.0).get().tolist() == [-1, -1, -1]
     fake_cupy.counts.clear()
     assert float(a.sum()) == 3 and bool((a > 0).all())
     assert fake_cupy.counts["to_host"] == 2

@@ -32,13 +32,22 @@ def test_the_kernel_makes_the_same_words(fake_cupy, counter, key, block):
     assert np.array_equal(noise.words(fake_cupy, *key, counter, 1000).get(), noise.words(np, *key, counter, 1000))
 
 
+@pytest.mark.parametrize("kind", noise.KINDS)
+@pytest.mark.parametrize("samples", [range(1), range(2, 5), range(1, 8, 3), range(0)])
+@pytest.mark.parametrize("shape", [(16,), (13,), (3, 5, 4)])
+def test_a_device_draws_all_noise_samples_at_once(fake_cupy, kind, samples, shape):
+    where = {**WHERE, "samples": samples, "rows": range(2, 6)}
+    assert np.array_equal(noise.draw(fake_cupy, kind, shape, 0.5, **where).get(), noise.draw(np, kind, shape, 0.5, **where))
+
+
 def test_words_on_a_gpu(real_cupy):
     for counter, key, block in KNOWN:
         assert noise.words(real_cupy, *key, counter, 1).get().tolist() == list(block)
     assert np.array_equal(noise.words(real_cupy, 1, 2, (3, 4, 5, 6), 100_000).get(), noise.words(np, 1, 2, (3, 4, 5, 6), 100_000))
     for kind in noise.KINDS:
-        a, b = (noise.draw(xp, kind, (3, 5, 4), 0.5, **{**WHERE, "dtype": np.float32}) for xp in (real_cupy, np))
-        assert np.abs(a.get() - b).max() < 2e-6
+        for shape in (3, 5, 4), (16,):
+            a, b = (noise.draw(xp, kind, shape, 0.5, **{**WHERE, "dtype": np.float32}) for xp in (real_cupy, np))
+            assert np.abs(a.get() - b).max() < 2e-6
 
 
 def test_box_muller_by_hand():
