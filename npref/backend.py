@@ -106,6 +106,8 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
     enough: functions write to their own only (NumPy computes without Python's lock). On a GPU there is one slice. No result depends
     on the division. An error on any thread is raised once all have ended.
     """
+    if xp is not np:
+        return function([slice(0, n)])
     size = max(1, cache_block(xp) // max(1, width))
     blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
     workers = min(cores(), len(blocks))
@@ -149,7 +151,38 @@ def contract(xp: ModuleType, subscripts: str, a, b):
     of_a, of_b = operands.split(",")
     (axis,) = (i for i, letter in enumerate(of_b) if letter not in kept)
     a = a.reshape([n if letter in of_a else 1 for letter, n in zip(of_b, b.shape)])
+    if b.shape[axis] == 1:
+        return (a * b).reshape([n for n, letter in zip(b.shape, of_b) if letter in kept])
     return fused(xp, sum_of_products(axis))(a, b)
+
+
+def mark_nonfinite(xp: ModuleType, a, mark) -> None:
+    """mark, (1,) of float64 and 0 before, becomes a number that is not finite if a has such a number.
+
+    A sum tells it on a CPU, where it may also be that the sum alone has overflowed; a GPU takes longer to launch one than this kernel.
+    """
+    if xp is np:
+        mark[0] = a.sum()
+    else:
+        threads = min(a.size, 1 << 18)
+        _mark_kernel(xp, a.dtype.char)(((threads + 255) // 256,), (256,), (a.ravel(), np.uint64(a.size), mark))
+
+
+MARK = r"""
+extern "C" __global__ void mark_nonfinite(const T* a, unsigned long long n, double* mark)
+{
+    unsigned long long threads = (unsigned long long)gridDim.x * blockDim.x;
+    for (unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += threads) {
+        T zero = a[i] - a[i];  // or not a number
+        if (zero != zero) *mark = a[i];
+    }
+}
+"""
+
+
+@lru_cache
+def _mark_kernel(xp, char):
+    return xp.RawKernel(f"typedef {dict(f='float', d='double')[char]} T;\n" + MARK, "mark_nonfinite")
 
 
 @lru_cache

@@ -68,7 +68,7 @@ def decorrelation_step(Rs, trace, alpha):
 
 def _change_by_moment(R, moment, rate):
     """R ← R - rate (moment - diag) R, in place; the moment is spent."""
-    array_module(R).fill_diagonal(moment, 0)
+    moment.reshape(-1)[:: len(moment) + 1] = 0
     moment *= rate
     R -= moment @ R
 

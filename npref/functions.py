@@ -6,7 +6,7 @@ complex arrays on NumPy, so that derivatives can be judged by complex steps.
 
 from functools import lru_cache
 
-from .backend import array_module, fused, sum_of_products
+from .backend import array_module, fused
 
 ACTIVATIONS = ("leaky_relu", "relu", "tanh", "identity", "step", "sign")
 LOSSES = ("cce", "mse", "mse-mean")
@@ -68,15 +68,15 @@ def loss(name, y, t):
     float64, because delta L is a small difference of two losses and its rounding should not be the loss's fault. Raises ValueError
     for another name, or targets that do not fit.
     """
-    xp = _check_targets(y, t)
-    y, t = _wide(xp, y), _wide(xp, t)
+    xp, axis = _check_targets(y, t), y.ndim - 1
     match name:
         case "cce":
-            return xp.sum(t, axis=-1) * _logsumexp(xp, y) - fused(xp, sum_of_products(y.ndim - 1))(t, y)
+            top, exponentials = _of_softmax(xp, y)
+            return fused(xp, _cce)(fused(xp, _sum(t.ndim - 1))(t), top, exponentials, fused(xp, _sum_of_products(axis))(t, y))
         case "mse":
-            return xp.sum((t - y) ** 2, axis=-1)
+            return fused(xp, _sum_of_squares(axis))(t, y)
         case "mse-mean":
-            return xp.mean((t - y) ** 2, axis=-1)
+            return fused(xp, _sum_of_squares(axis))(t, y) / y.shape[-1]
     raise ValueError(_unknown("loss", name, LOSSES))
 
 
@@ -85,18 +85,15 @@ def loss_gradient(name, y, t):
     xp = _check_targets(y, t)
     if y.dtype.kind not in "fc":
         raise TypeError(f"outputs must be floating-point, as their gradient is, got {y.dtype}")
-    wide_y, wide_t = _wide(xp, y), _wide(xp, t)
     match name:
         case "cce":
-            softmax = xp.exp(wide_y - _logsumexp(xp, wide_y)[..., None])
-            g = xp.sum(wide_t, axis=-1, keepdims=True) * softmax - wide_t
+            total, (top, exponentials) = fused(xp, _sum(t.ndim - 1))(t), _of_softmax(xp, y)
+            return fused(xp, _cce_gradient)(y, t, *(a[..., None] for a in (total, top, exponentials)))
         case "mse":
-            g = 2 * (wide_y - wide_t)
+            return fused(xp, _mse_gradient)(y, t, 2.0)
         case "mse-mean":
-            g = 2 * (wide_y - wide_t) / y.shape[-1]
-        case _:
-            raise ValueError(_unknown("loss", name, LOSSES))
-    return g.astype(y.dtype)
+            return fused(xp, _mse_gradient)(y, t, 2 / y.shape[-1])
+    raise ValueError(_unknown("loss", name, LOSSES))
 
 
 def one_hot(labels, classes, dtype="float32"):
@@ -121,21 +118,63 @@ def _check_targets(y, t):
     return xp
 
 
-def _logsumexp(xp, y):
+def _of_softmax(xp, y):
+    """m, the largest output of each sample, and Σ_i exp(y_i - m): the logarithm of Σ_i exp(y_i) is m plus that of the latter."""
     top = y.real.max(axis=-1)
-    return top + xp.log(fused(xp, _sum_of_exponentials(y.ndim - 1))(y, top[..., None]))
+    return top, fused(xp, _sum_of_exponentials(y.ndim - 1))(y, top[..., None])
+
+
+# What follows is fused, see backend.py.
+
+
+def _cce(total, top, exponentials, t_y):
+    return total * (top + array_module(top).log(exponentials)) - t_y
+
+
+def _cce_gradient(y, t, total, top, exponentials):
+    xp = array_module(y)
+    return (total * xp.exp(_wide(y) - (top + xp.log(exponentials))) - t).astype(y.dtype)
+
+
+def _mse_gradient(y, t, factor):
+    return ((_wide(y) - t) * factor).astype(y.dtype)
+
+
+@lru_cache
+def _sum(axis):
+    def sum_of(a):
+        return array_module(a).sum(_wide(a), axis=axis)
+
+    return sum_of
+
+
+@lru_cache
+def _sum_of_products(axis):
+    def sum_of_products(a, b):
+        return array_module(a).sum(_wide(a) * b, axis=axis)
+
+    return sum_of_products
+
+
+@lru_cache
+def _sum_of_squares(axis):
+    def sum_of_squares(a, b):
+        return array_module(a).sum((_wide(a) - b) ** 2, axis=axis)
+
+    return sum_of_squares
 
 
 @lru_cache
 def _sum_of_exponentials(axis):
     def sum_of_exponentials(y, top):
         xp = array_module(y)
-        return xp.sum(xp.exp(y - top), axis=axis)
+        return xp.sum(xp.exp(_wide(y) - top), axis=axis)
 
     return sum_of_exponentials
 
 
-def _wide(xp, y):
+def _wide(y):
+    xp = array_module(y)
     return y.astype(xp.result_type(y.dtype, xp.float64), copy=False)
 
 

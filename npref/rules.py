@@ -290,7 +290,7 @@ def _add_error(xp, errors, l, coefficient, e):
 def _update(params, trace, errors, losses, dL):
     """ΔW_l = Σ_rows errorᵀ x* / (K B), Δb_l = Σ_rows error / (K B). dL: of every group (k, B) or (k, L, B); none for BP."""
     xp = array_module(trace.y)
-    dL = xp.concatenate(dL) if dL else None
+    dL = (dL[0] if len(dL) == 1 else xp.concatenate(dL)) if dL else None
     K = 1 if dL is None else len(dL)
     dW, db = [], []
     for l, x_star in enumerate(trace.x_star):
@@ -318,7 +318,11 @@ def _norm2(xp, e):
 
 def _quotient(xp, N, dL, norm2):
     """N δL / ‖·‖², in the dtype of ‖·‖²; 0 where rounding left no perturbation at all, for then δL says nothing."""
-    moved = norm2 > 0
+    return fused(xp, _quotient_of)(float(N), dL, norm2)
+
+
+def _quotient_of(N, dL, norm2):
+    xp, moved = array_module(dL), norm2 > 0
     return (N * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1))).astype(norm2.dtype)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import noise as noise_source
 from . import rules, runlog
-from .backend import array_module, get_backend, keep_freed_memory, to_host
+from .backend import array_module, get_backend, keep_freed_memory, mark_nonfinite, to_host
 from .batches import input_moments, prepare, resolved, targets
 from .decorrelation import decorrelation_step, mean_squared_correlation, warn_of_overshoot
 from .functions import correct
@@ -90,7 +90,7 @@ def compute_update(config, network, params, x, t, step, samples=None):
 def training_step(config, network, state, x, t, step):
     """One mini-batch: update W, b and R in place. Returns the `Update` and (summed loss, number correct) as floats.
 
-    The one transfer to the host is a vector of sums, which also tells whether anything is no longer finite: then Diverged.
+    The one transfer to the host is a vector that also tells whether anything is no longer finite: then Diverged.
     """
     update = compute_update(config, network, state.params, x, t, step)
     apply_update(state.params, state.adam, update, lr=config.lr, alpha=config.decor_lr, eps_hat=config.optimizer == "adam-eps-hat")
@@ -114,13 +114,17 @@ def _check_finite(config, state, update, t, step):
              *((f"the bias update Δb_{l + 1}", d) for l, d in enumerate(update.db)),
              *((f"R_{l}", R) for l, R in enumerate(state.params.R))]
     named = [(name, a) for name, a in named if a is not None]
-    wide = xp.float64 if xp is not np else None  # for one dtype of all, without a launch for each; NumPy sums faster in an array's own
-    sums = to_host(xp.stack([a.sum(dtype=wide) for a in (correct(update.trace.y, t), *(a for _, a in named))]))
-    if not np.isfinite(sums).all():  # a sum can overflow where its terms are finite, so look again before saying so
+    report = xp.zeros(2 + len(named))
+    for i, a in enumerate((correct(update.trace.y, t), update.losses)):
+        a.sum(dtype=xp.float64, out=report[i : i + 1].reshape(()))
+    for i, (_, a) in enumerate(named, 2):
+        mark_nonfinite(xp, a, report[i : i + 1])
+    report = to_host(report)
+    if not np.isfinite(report).all():  # a sum can overflow where its terms are finite, so look again before saying so
         for name, a in named:
             if not bool(xp.isfinite(a).all()):
                 raise _diverged(config, state, step, name)
-    return float(sums[1]), float(sums[0])
+    return float(report[1]), float(report[0])
 
 
 def _diverged(config, state, step, quantity):

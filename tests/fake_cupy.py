@@ -24,7 +24,7 @@ counts = collections.Counter()
 fusing = False
 
 FUNCTIONS = ("empty zeros eye zeros_like ones_like maximum tanh where exp log sqrt sum mean arange einsum concatenate stack isfinite "
-             "multiply divide subtract cos sin arctan2 unpackbits fill_diagonal take add matmul broadcast_to empty_like real").split()
+             "multiply divide subtract cos sin arctan2 unpackbits take add matmul broadcast_to empty_like real").split()
 float32, float64, uint8, int32, uint32, uint64, int64 = np.float32, np.float64, np.uint8, np.int32, np.uint32, np.uint64, np.int64
 result_type = np.result_type
 
@@ -185,35 +185,40 @@ def asarray(x, dtype=None):
 
 
 class RawKernel:
-    """The kernel's own text, compiled for the CPU: first argument a uint64 array, the rest uint64 numbers."""
+    """The kernel's own text, compiled for the CPU: arguments are arrays and uint64 numbers."""
 
     SHIM = """
     struct dim { unsigned x; };
-    static dim blockIdx, blockDim, threadIdx;
+    static dim blockIdx, blockDim, threadIdx, gridDim;
     static unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned __int128)a * b >> 64; }
     #define __global__
     %s
-    extern "C" void launch(unsigned grid, unsigned block, unsigned long long* out, unsigned long long* n) {
+    extern "C" void launch(unsigned grid, unsigned block, %s) {
+        gridDim.x = grid;
         blockDim.x = block;
         for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x)
             for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x)
-                %s(out, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]);
+                %s(%s);
     }
     """
+    TYPES = {"uint64": "unsigned long long", "float32": "float", "float64": "double"}
 
     def __init__(self, text, name):
         with tempfile.TemporaryDirectory() as folder:
             source, library = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
-            source.write_text(self.SHIM % (text, name))
+            parameters = text[text.index(name) + len(name) + 1 : text.index(")")]
+            self.types = [" ".join(p.removeprefix("const ").split()[:-1]) for p in parameters.replace("\n", " ").split(", ")]
+            names = [p.split()[-1] for p in parameters.split(",")]
+            source.write_text(self.SHIM % (text, parameters, name, ", ".join(names)))
             subprocess.run([COMPILER, "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
             self.launch = ctypes.CDLL(str(library)).launch
 
     def __call__(self, grid, block, arguments):
-        out, numbers = arguments[0], np.array(arguments[1:], dtype=np.uint64)
-        assert all(isinstance(n, np.uint64) for n in arguments[1:]), "a kernel's numbers must have their exact type"
-        assert out.dtype == np.uint64 and len(numbers) == 8
-        self.launch(ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), out._data.ctypes.data_as(ctypes.c_void_p),
-                    numbers.ctypes.data_as(ctypes.c_void_p))
+        given = [f"{self.TYPES[a.dtype.name]}{'*' * isinstance(a, ndarray)}" for a in arguments]
+        assert given == [t.replace("T*", given[0]) for t in self.types], "a kernel's arguments must have their exact types"
+        assert all(a._data.flags.c_contiguous for a in arguments if isinstance(a, ndarray))
+        self.launch(ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), *(
+            a._data.ctypes.data_as(ctypes.c_void_p) if isinstance(a, ndarray) else ctypes.c_ulonglong(a) for a in arguments))
 
 
 class _Device:

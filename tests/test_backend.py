@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from npref import BackendUnavailable, array_module, backend, get_backend, synchronize, to_host
-from npref.backend import contract, fused
+from npref.backend import contract, fused, mark_nonfinite
 
 
 def test_numpy():
@@ -208,6 +208,29 @@ def test_contractions_are_those_of_einsum(fake_cupy, subscripts, shapes):
     expected = np.einsum(subscripts, a, b)
     assert np.array_equal(contract(np, subscripts, a, b), expected)
     assert np.allclose(contract(fake_cupy, subscripts, fake_cupy.asarray(a), fake_cupy.asarray(b)).get(), expected, rtol=1e-14)
+
+
+def check_marks(xp, n, dtype):
+    a = np.linspace(-1, 1, n).astype(dtype)
+    marks = xp.zeros(5)
+    for i, value in enumerate((0, np.inf, -np.inf, np.nan)):
+        a[[0, n // 2, n - 1, n - 1][i]] = value
+        mark_nonfinite(xp, xp.asarray(a), marks[i : i + 1])
+        a[:] = 1
+    assert np.isfinite(to_host(marks)).tolist() == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 300, 600_000])
+def test_numbers_that_are_not_finite_are_marked(fake_cupy, n, dtype):
+    check_marks(np, n, dtype)
+    check_marks(fake_cupy, n, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 300, 600_000])
+def test_numbers_that_are_not_finite_are_marked_on_a_gpu(real_cupy, n, dtype):
+    check_marks(real_cupy, n, dtype)
 
 
 def test_a_fused_function_is_itself_on_a_cpu_and_one_kernel_on_a_device(fake_cupy):
