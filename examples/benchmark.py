@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 import tracemalloc
+from collections import deque
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -38,7 +39,7 @@ from npref.noise import KINDS
 from npref.optim import adam_step
 from npref.rules import group_size
 from npref.runlog import replace_file, source_revision
-from npref.train import Interrupted, compute_update, initial_state, learnable, noise_groups, training_step
+from npref.train import Interrupted, compute_update, initial_state, learnable, noise_groups, start_step, training_step
 
 AGAINST = ("plain", "torch", "torch-algebra", "torch-compile")
 
@@ -133,17 +134,20 @@ class Floor:
 def timed(xp, contestants, rounds):
     """{name: median seconds} of functions called in turn, `rounds` times after a warm-up.
 
-    Every round has an order of its own, for a library's threads may still be spinning on the cores of whoever comes after it.
+    Every round has an order of its own, for a library's threads may still be spinning on the cores of whoever comes after it. On a GPU
+    each is called ten times in a row, for Python launches the next call while the GPU is at the last.
     """
     seconds, names, rng = {name: [] for name in contestants}, list(contestants), random.Random(0)
+    calls = 1 if xp is np else 10
     for i in range(rounds + 1):
         for name in rng.sample(names, len(names)):
             synchronize(xp)
             began = time.perf_counter()
-            contestants[name]()
+            for _ in range(calls):
+                contestants[name]()
             synchronize(xp)
             if i > 0:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append((time.perf_counter() - began) / calls)
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
@@ -164,7 +168,16 @@ def measure(config, backend, rounds, against=(), shares=True):
     size = K if rule == "bp" else group_size(network, rule, B, itemsize, K)
     listed = products(network, config.method, B, K, size)
     floor = Floor(xp, listed, config.dtype)
-    contestants = {"step": lambda: training_step(config, network, state, x, t, next(counter)), "floor": floor}
+    before = deque([lambda: None])  # as in train.py, a GPU's last step is waited for once the next is launched
+
+    def step():
+        _, outcome = start_step(config, network, state, x, t, next(counter))
+        if xp is not np:
+            before.append(outcome)
+            outcome = before.popleft()
+        outcome()
+
+    contestants = {"step": step, "floor": floor}
     for name in against:
         contestants[name] = opponent(name, config, network, backend, x, t, counter)
     seconds = timed(xp, contestants, rounds)

@@ -1,6 +1,7 @@
 """Training: one step, the mini-batch loop, evaluation, divergence, resume."""
 
 import time
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -86,15 +87,21 @@ def compute_update(config, network, params, x, t, step, samples=None):
     return rules.anp_update(network, params, x, t, groups, loss=config.loss, baseline=baseline, norm=config.anp_norm)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # non-finite numbers are looked for, and reported as Diverged
 def training_step(config, network, state, x, t, step):
     """One mini-batch: update W, b and R in place. Returns the `Update` and (summed loss, number correct) as floats.
 
     The one transfer to the host is a vector that also tells whether anything is no longer finite: then Diverged.
     """
+    update, outcome = start_step(config, network, state, x, t, step)
+    return update, outcome()
+
+
+@np.errstate(over="ignore", invalid="ignore")  # non-finite numbers are looked for, and reported as Diverged
+def start_step(config, network, state, x, t, step):
+    """`training_step`, but a GPU may still be at it: the second result is a function that waits, then returns or raises as that does."""
     update = compute_update(config, network, state.params, x, t, step)
     apply_update(state.params, state.adam, update, lr=config.lr, alpha=config.decor_lr, eps_hat=config.optimizer == "adam-eps-hat")
-    return update, _check_finite(config, state, update, t, step)
+    return update, _outcome(config, state, update, t, step)
 
 
 def apply_update(params, adam, update, *, lr, alpha, eps_hat=False):
@@ -107,7 +114,7 @@ def apply_update(params, adam, update, *, lr, alpha, eps_hat=False):
     decorrelation_step(params.R, update.trace, alpha)
 
 
-def _check_finite(config, state, update, t, step):
+def _outcome(config, state, update, t, step):
     xp = array_module(t)
     named = [("the loss of the clean pass", update.losses), ("the loss difference δL", update.dL),
              *((f"the update ΔW_{l + 1}", d) for l, d in enumerate(update.dW)),
@@ -119,12 +126,16 @@ def _check_finite(config, state, update, t, step):
         a.sum(dtype=xp.float64, out=report[i : i + 1].reshape(()))
     for i, (_, a) in enumerate(named, 2):
         mark_nonfinite(xp, a, report[i : i + 1])
-    report = to_host(report)
-    if not np.isfinite(report).all():  # a sum can overflow where its terms are finite, so look again before saying so
-        for name, a in named:
-            if not bool(xp.isfinite(a).all()):
+    names, arrays = zip(*named) if xp is np else ([name for name, _ in named], None)  # a GPU's arrays change and go meanwhile
+
+    def outcome():
+        on_host = to_host(report)
+        for i, name in enumerate(names):
+            if not np.isfinite(on_host[2 + i]) and (arrays is None or not np.isfinite(arrays[i]).all()):  # where the sum alone did overflow
                 raise _diverged(config, state, step, name)
-    return float(report[1]), float(report[0])
+        return float(on_host[1]), float(on_host[0])
+
+    return outcome
 
 
 def _diverged(config, state, step, quantity):
@@ -223,22 +234,31 @@ def _epochs_of(config, network, data, moments, xp, state, save, progress, stop):
     x_train, y_train, x_test, y_test = (xp.asarray(a) for a in (data.x_train, data.y_train, data.x_test, data.y_test))
     n, batch_size = len(x_train), min(config.batch_size, len(x_train))
     batches = -(-n // batch_size)
+    outcomes = deque()  # of steps that a GPU may still be at, while Python launches the next
+
+    def settle(most):
+        while len(outcomes) > most:
+            loss, right = outcomes.popleft()()
+            state.totals["loss"] += loss
+            state.totals["correct"] += right
+
     try:
         while state.epoch < config.epochs:
             order = xp.asarray(noise_source.permutation(config.seed, state.epoch, n))
-            totals = state.totals
             while state.batch < batches:
                 if stop is not None and stop():
+                    settle(0)
                     save(state, "interrupted")
                     raise Interrupted(f"stopped in epoch {state.epoch + 1} after {state.batch} of {batches} steps")
                 began = time.perf_counter()
                 chosen = order[state.batch * batch_size : (state.batch + 1) * batch_size]
                 x, t = prepare(x_train[chosen], config.dtype, moments), targets(y_train[chosen], data.classes, config.dtype)
                 step = state.epoch * batches + state.batch
-                _, (loss, right) = training_step(config, network, state, x, t, step)
+                outcomes.append(start_step(config, network, state, x, t, step)[1])
                 state.batch += 1
-                for name, value in (("loss", loss), ("correct", right), ("seen", len(t)), ("seconds", time.perf_counter() - began)):
-                    totals[name] += value
+                settle(0 if xp is np or state.batch == batches else 1)
+                state.totals["seen"] += len(t)
+                state.totals["seconds"] += time.perf_counter() - began
                 if progress is not None:
                     progress(state.batch, batches)
             row = _epoch_row(config, network, state, step, (x_train, y_train), (x_test, y_test), moments)

@@ -247,6 +247,39 @@ def test_the_first_quantity_is_named(spoil, quantity):
         training_step(config, network, state, prepare(data.x_train, "float32"), one_hot(data.y_train, 10), 3)
 
 
+@pytest.mark.parametrize("bad", range(3))
+def test_a_device_is_a_step_ahead_of_what_is_looked_at(fake_cupy, monkeypatch, tmp_path, bad):
+    """The step and the quantity are those of the step that went wrong, in every batch of the epoch."""
+    from npref import train as module
+
+    whole, seen = module.apply_update, []
+
+    def spoilt(params, adam, update, **rates):
+        whole(params, adam, update, **rates)
+        seen.append(len(seen))
+        if len(seen) == bad + 1:
+            params.R[1][0, 0] = np.nan
+
+    monkeypatch.setattr(module, "apply_update", spoilt)
+    config = Config(method="danp", backend="cupy", **{**SMALL, "arch": "fc3", "batch_size": 15})  # three batches
+    with pytest.raises(Diverged, match=f"danp diverged in epoch 1, step {bad + 1}: R_1 is not finite"):
+        list(train(config, small_data(), tmp_path))
+    assert len(seen) == min(bad + 2, 3)
+    assert all(np.isfinite(a).all() for a in weights(tmp_path).values())
+
+
+def test_a_device_that_is_stopped_has_counted_every_step(fake_cupy, tmp_path):
+    config, data = Config(method="np", backend="cupy", **{**SMALL, "batch_size": 10}), small_data()
+    calls = iter(range(100))
+    with pytest.raises(Interrupted):
+        list(train(config, data, tmp_path / "a", stop=lambda: next(calls) == 2))
+    counters = runlog.read_checkpoint(tmp_path / "a" / "checkpoint.h5")["counters"]
+    assert counters["batch"] == 2 and counters["total_seen"] == 20 and counters["total_loss"] > 20
+    resumed, whole = list(train(config, data, tmp_path / "a", resume=True)), list(train(config, data))
+    for a, b in zip(resumed, whole, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
 def test_a_rate_at_which_R_grows_is_warned_of_at_the_start(tmp_path):
     """The limit of the small data's 300 pixels, in [0, 1], is 0.026; a run that goes on has another R, of which that says nothing."""
     config = Config(method="dbp", decor_lr=0.03, **SMALL)
@@ -266,15 +299,15 @@ def test_an_overflowing_sum_of_finite_numbers_is_not_divergence():
     config, data = Config(method="bp", arch="fc1", optimizer="sgd", lr=1e-6), small_data()
     network = config.network((3, 10, 10), 10)
     state = initial_state(config, network)
-    from npref.train import _check_finite
+    from npref.train import _outcome
 
     update = compute_update(config, network, state.params, prepare(data.x_train, "float32"), one_hot(data.y_train, 10), 0)
     big = (np.full((10, 300), 3e38, dtype=np.float32),)
     with np.errstate(over="ignore"):
-        _check_finite(config, state, replace(update, dW=big), one_hot(data.y_train, 10), 0)
+        _outcome(config, state, replace(update, dW=big), one_hot(data.y_train, 10), 0)()
         big[0][3, 7] = np.nan
         with pytest.raises(Diverged, match="the update ΔW_1 is not finite"):
-            _check_finite(config, state, replace(update, dW=big), one_hot(data.y_train, 10), 0)
+            _outcome(config, state, replace(update, dW=big), one_hot(data.y_train, 10), 0)()
 
 
 @pytest.mark.parametrize("loss_name", ["cce", "mse"])
