@@ -60,7 +60,12 @@ def array_module(*arrays) -> ModuleType:
 
     Raises TypeError when they are mixed, or when one is neither.
     """
-    kinds = {type(a).__module__.partition(".")[0]: type(a) for a in arrays if a is not None}
+    return _module_of(frozenset(type(a) for a in arrays if a is not None))
+
+
+@lru_cache
+def _module_of(types):
+    kinds = {t.__module__.partition(".")[0]: t for t in types}
     if kinds.keys() == {"numpy"}:
         return np
     if kinds.keys() == {"cupy"}:
@@ -130,6 +135,23 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
         other.result()
 
 
+def elementwise(xp: ModuleType, function, arrays, numbers=()) -> None:
+    """function(*arrays, *numbers), which writes to arrays element by element: on a CPU by `in_blocks`, on a GPU `fused`.
+
+    A block is a range of the last axis but one, which all arrays share; one may be None.
+    """
+    if xp is not np:
+        fused(xp, function)(*arrays, *numbers)
+        return
+
+    def apply(blocks):
+        for b in blocks:
+            function(*(None if a is None else a[..., b, :] for a in arrays), *numbers)
+
+    n = arrays[0].shape[-2]
+    in_blocks(xp, apply, n, arrays[0].size // max(n, 1))
+
+
 def fused(xp: ModuleType, function):
     """`function`, elementwise on arrays and numbers, as one kernel on a GPU; on a CPU as it is.
 
@@ -150,7 +172,8 @@ def contract(xp: ModuleType, subscripts: str, a, b):
     operands, kept = subscripts.split("->")
     of_a, of_b = operands.split(",")
     (axis,) = (i for i, letter in enumerate(of_b) if letter not in kept)
-    a = a.reshape([n if letter in of_a else 1 for letter, n in zip(of_b, b.shape)])
+    if of_a != of_b:
+        a = a.reshape([n if letter in of_a else 1 for letter, n in zip(of_b, b.shape)])
     if b.shape[axis] == 1:
         return (a * b).reshape([n for n, letter in zip(b.shape, of_b) if letter in kept])
     return fused(xp, sum_of_products(axis))(a, b)

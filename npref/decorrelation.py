@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from .backend import array_module, contract, fused, in_blocks
+from .backend import array_module, contract, elementwise
 
 STRIP = 1024  # rows of R that one product changes on a CPU
 
@@ -31,16 +31,9 @@ def update_decorrelation(R, x_star, alpha):
     projected = x_star @ R  # (M, n_in)
     projected *= alpha / M
     rows = STRIP if xp is np else n  # of R at a time: no second matrix of R's size
-    change = fused(xp, _change)
     for i in range(0, n, rows):
-        strip, s = R[i : i + rows], mean_square[i : i + rows, None]
         product = x_star[:, i : i + rows].T @ projected  # (rows, n_in)
-
-        def change_blocks(blocks, strip=strip, s=s, product=product):
-            for b in blocks:
-                change(strip[b], s[b], product[b], alpha)
-
-        in_blocks(xp, change_blocks, len(strip), n)
+        elementwise(xp, _change, (R[i : i + rows], mean_square[i : i + rows, None], product), (alpha,))
 
 
 def _change(strip, mean_square, product, alpha):

@@ -13,7 +13,7 @@ from math import prod, sqrt
 import numpy as np
 
 from . import noise
-from .backend import array_module, fused, in_blocks
+from .backend import array_module, elementwise
 from .decorrelation import spares_x_star
 from .functions import activate
 from .layers import Conv, Dense, Layer, fold, output_shape, to_rows, unfold, weight_shape
@@ -124,13 +124,8 @@ def _activated(layer, a):
     if layer.activation == "identity":
         return a
     xp = array_module(a)
-    x, apply = xp.empty_like(a), fused(xp, _activation(layer.activation, layer.slope))
-
-    def apply_blocks(blocks):
-        for b in blocks:
-            apply(a[b], x[b])
-
-    in_blocks(xp, apply_blocks, *a.shape)
+    x = xp.empty_like(a)
+    elementwise(xp, _activation(layer.activation, layer.slope), (a, x))
     return x
 
 
@@ -183,11 +178,11 @@ def _check_fits(network, params, x):
         n_in = prod(expected[1:])
         if params.R[l] is not None and params.R[l].shape != (n_in, n_in):
             raise ValueError(f"R of layer {l + 1}'s input must be {(n_in, n_in)}, got {params.R[l].shape}")
-    found = {str(p.dtype) for p in (x, *params.W, *params.b, *params.R) if p is not None}
+    found = {p.dtype for p in (x, *params.W, *params.b, *params.R) if p is not None}
     if x.dtype.kind not in "fc" or x.dtype.itemsize < 4:
         raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use x.astype(\"float32\")")
     if len(found) > 1:
-        raise TypeError(f"x and the parameters must share one dtype, got {', '.join(sorted(found))}")
+        raise TypeError(f"x and the parameters must share one dtype, got {', '.join(sorted(map(str, found)))}")
 
 
 def check_noise(network, x, noise, samples=None):

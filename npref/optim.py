@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from math import sqrt
 
-from .backend import array_module, fused, in_blocks
+import numpy as np
+
+from .backend import array_module, elementwise
 
 OPTIMIZERS = ("adam", "adam-eps-hat", "sgd")
 
@@ -49,15 +51,8 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         eps = eps * correction2
     rate = float(lr) * correction2 / correction1
     numbers = [float(number) for number in (beta1, 1 - beta1, beta2, 1 - beta2, eps, rate)]
-    step = fused(xp, _adam)
     for arrays in zip(parameters, updates, state.m, state.v):
-        arrays = [a.reshape(-1) for a in arrays]
-
-        def step_blocks(blocks, arrays=arrays):
-            for b in blocks:  # a block stays in the cache for all that is done to it
-                step(*(a[b] for a in arrays), *numbers)
-
-        in_blocks(xp, step_blocks, arrays[0].size)
+        elementwise(xp, _adam, [a.reshape(-1, 1) for a in arrays] if xp is np else arrays, numbers)
 
 
 def _adam(p, d, m, v, beta1, rest1, beta2, rest2, eps, rate):

@@ -21,7 +21,7 @@ from math import prod
 
 import numpy as np
 
-from .backend import array_module, contract, fused, in_blocks
+from .backend import array_module, contract, elementwise, fused, in_blocks
 from .functions import activate, derivative, loss_gradient
 from .functions import loss as loss_of
 from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
@@ -151,14 +151,7 @@ def _times_derivative(layer, g, a):
     """g ⊙ f'(a), in g's place: rows (B*P, n_out)."""
     if layer.activation == "identity":
         return g
-    xp = array_module(g)
-    multiply = fused(xp, _chain(layer.activation, layer.slope))
-
-    def multiply_blocks(blocks):
-        for b in blocks:
-            multiply(g[b], a[b])
-
-    in_blocks(xp, multiply_blocks, *g.shape)
+    elementwise(array_module(g), _chain(layer.activation, layer.slope), (g, a))
     return g
 
 
@@ -217,14 +210,7 @@ def _perturb(xp, layer, a_tilde, eps_l=None, product=None, x=None, minus=None):
 
     ã, ε and x are (k, B, N_l), product and minus (B, N_l).
     """
-    perturb = fused(xp, _perturbation(layer.activation, layer.slope))
-
-    def perturb_blocks(blocks):
-        for b in blocks:
-            samples = [None if array is None else array[:, b] for array in (a_tilde, eps_l, x)]
-            perturb(*samples, *(None if array is None else array[b] for array in (product, minus)))
-
-    in_blocks(xp, perturb_blocks, a_tilde.shape[1], a_tilde.shape[0] * a_tilde.shape[2])
+    elementwise(xp, _perturbation(layer.activation, layer.slope), (a_tilde, eps_l, x, product, minus))
 
 
 @lru_cache

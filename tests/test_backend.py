@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from npref import BackendUnavailable, array_module, backend, get_backend, synchronize, to_host
-from npref.backend import contract, fused, mark_nonfinite
+from npref.backend import contract, elementwise, fused, mark_nonfinite
 
 
 def test_numpy():
@@ -231,6 +231,21 @@ def test_numbers_that_are_not_finite_are_marked(fake_cupy, n, dtype):
 @pytest.mark.parametrize("n", [1, 300, 600_000])
 def test_numbers_that_are_not_finite_are_marked_on_a_gpu(real_cupy, n, dtype):
     check_marks(real_cupy, n, dtype)
+
+
+@pytest.mark.parametrize("block", [1, 7, 10**6])
+@pytest.mark.parametrize("device", [False, True])
+def test_an_elementwise_function_reaches_every_element_once(fake_cupy, monkeypatch, device, block):
+    def add(x, nothing, y, number):
+        assert nothing is None
+        x += number * y
+
+    monkeypatch.setattr(backend, "cache_block", lambda xp: block)
+    xp, rng = fake_cupy if device else np, np.random.default_rng(0)
+    x, y = rng.normal(size=(3, 20, 5)), rng.normal(size=(20, 5))
+    x_there = xp.asarray(x.copy())
+    elementwise(xp, add, (x_there, None, xp.asarray(y)), (2.0,))
+    assert np.array_equal(to_host(x_there), x + 2 * y)
 
 
 def test_a_fused_function_is_itself_on_a_cpu_and_one_kernel_on_a_device(fake_cupy):
