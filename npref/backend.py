@@ -276,6 +276,9 @@ def _probe_cupy() -> Backend:
         product = (ones @ cupy.eye(512, dtype=cupy.float32)).get()
         device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"]
     except Exception as error:  # CuPy's own kinds among them
+        if "out of memory" in str(error).lower():
+            raise BackendUnavailable(f"the GPU has no memory left ({_first_line(error)}): end what else runs on it (nvidia-smi lists it), "
+                                     "or use --backend numpy") from error
         raise BackendUnavailable(f"CuPy finds a device but cannot compute on it, a CUDA library (NVRTC, cuBLAS) is missing "
                                  f"or does not fit ({_first_line(error)}): pip install \"cupy-cuda12x[ctk]\"") from error
     if not (product == np.float32(1 + 2**-12)).all():

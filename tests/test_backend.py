@@ -104,6 +104,8 @@ def test_no_driver_no_device_no_library(monkeypatch, fake_cupy):
     assert "no CUDA device" in broken(monkeypatch, fake_cupy, cuda=cuda(fake_cupy, lambda: 0))
     hidden = RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
     assert "no CUDA device: check nvidia-smi" in broken(monkeypatch, fake_cupy, cuda=cuda(fake_cupy, raising(hidden)))
+    full = MemoryError("Out of memory allocating 1,048,576 bytes (allocated so far: 0 bytes).")
+    assert "the GPU has no memory left (Out of memory allocating 1,048,576" in broken(monkeypatch, fake_cupy, zeros=raising(full))
     missing = OSError("libnvrtc.so.12: cannot open shared object file")
     assert "a CUDA library (NVRTC, cuBLAS) is missing or does not fit (libnvrtc" in broken(monkeypatch, fake_cupy, zeros=raising(missing))
 
