@@ -178,8 +178,8 @@ def runs_of(cell, logs):
     """The cell's training runs, one a seed, on the best data there are: {seed: log}.
 
     Best: the data set itself before stand-ins, then the most training samples. Where rates were searched, the runs at the rate that the
-    search on these data found, if it is there (of several searches the one of most epochs); of several runs of a seed the longest. A run
-    that has not finished an epoch is none yet.
+    search on these data found, if it is there (of several searches the one of most epochs); of several runs of a seed the longest,
+    of two as long NumPy's. A run that has not finished an epoch is none yet.
     """
     found = [log for log in logs.values() if kind_of(log) == "train" and matches(cell, config_of(log))
              and (log["rows"] or log["status"].startswith("diverged"))]
@@ -198,7 +198,7 @@ def runs_of(cell, logs):
         if same:
             rate = best_rate(max(same, key=lambda log: log["config"]["epochs"])["rows"])
             found = [log for log in found if log["config"]["lr"] == rate] or found
-    return {log["config"]["seed"]: log for log in sorted(found, key=lambda log: len(log["rows"]))}
+    return {log["config"]["seed"]: log for log in sorted(found, key=lambda log: (len(log["rows"]), log["config"]["backend"] == "numpy"))}
 
 
 def searches_of(cell, logs):

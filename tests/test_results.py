@@ -165,6 +165,9 @@ def test_which_runs_are_a_cells():
     lesser = [log_of(config_of(limit_train=2000), [1.0, 1.0, 1.0]), log_of(config_of(dataset="synthetic"), [1.0])]
     logs = dict(enumerate([long, short, *others, *lesser, seed1]))
     assert results.runs_of(cell, logs) == {0: long, 1: seed1}
+    on_gpu = log_of(config_of(backend="cupy"), [20.0, 31.0])
+    assert results.runs_of(cell, {"a": on_gpu, "b": long}) == results.runs_of(cell, {"a": long, "b": on_gpu}) == {0: long}
+    assert results.runs_of(cell, {"a": short, "b": on_gpu}) == {0: on_gpu}
     assert results.runs_of(cell, dict(enumerate([*others, *lesser]))) == {0: lesser[0]}  # on part of the data before a stand-in
     assert results.runs_of(cell, dict(enumerate(others))) == {}
     assert results.runs_of(Cell("np", "fc1", "cifar100"), logs) == {}
