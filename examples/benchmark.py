@@ -2,7 +2,7 @@
 
 For each method, architecture, K and batch size it prints seconds per step (median), the *floor* (the step's matrix products in the
 cheapest exact form known here, of the same shapes and dtype, timed alone in the same rounds), their ratio, where the rest of the time
-goes, and the peak of the (host) memory that the step takes. Of the causes, "batch" is fetching and scaling a mini-batch, which is not
+goes, and the peak of the memory that the step takes. Of the causes, "batch" is fetching and scaling a mini-batch, which is not
 part of the step, and "elementwise" is what the others leave. --against also times the plain form of the rules, or PyTorch. PyTorch's
 forms must give npref's numbers first (torch-compile: before it is compiled), and a test compares the plain form. npref's step alone
 looks for numbers that are not finite. Compare ratios of one run: machines are noisy, and rounds mix everything that is compared.
@@ -181,10 +181,7 @@ def measure(config, backend, rounds, against=(), shares=True):
     for name in against:
         contestants[name] = opponent(name, config, network, backend, x, t, counter)
     seconds = timed(xp, contestants, rounds)
-    tracemalloc.start()
-    training_step(config, network, state, x, t, next(counter))
-    memory = tracemalloc.get_traced_memory()[1] / 1e6
-    tracemalloc.stop()
+    memory = peak_memory(xp, lambda: training_step(config, network, state, x, t, next(counter))) / 1e6
     found = {}
     if shares:
         found = timed(xp, parts(config, network, state, x, t, batch, floor, listed), max(3, rounds // 2))
@@ -194,6 +191,23 @@ def measure(config, backend, rounds, against=(), shares=True):
     gmac = sum(m * k * n / (halved if kind == "syrk" else 1) for _, kind, m, k, n in listed) / 1e9
     return Row(config.method, config.arch, K, config.noise if rule != "bp" else "-", B, seconds["step"], seconds["floor"], gmac, found,
                memory, {name: seconds[name] / seconds["step"] for name in against})
+
+
+def peak_memory(xp, function):
+    """Bytes that a call takes at most, beyond what is there before: for NumPy's arrays, or what CuPy's pool gets from the device."""
+    if xp is np:
+        tracemalloc.start()
+        function()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+    pool = xp.get_default_memory_pool()
+    synchronize(xp)
+    pool.free_all_blocks()
+    before = pool.total_bytes()
+    function()
+    synchronize(xp)
+    return pool.total_bytes() - before
 
 
 def parts(config, network, state, x, t, batch, floor, listed):

@@ -82,6 +82,26 @@ def to_host(x) -> np.ndarray:
     return x if array_module(x) is np else x.get()
 
 
+def to_host_later(x):
+    """A function without arguments that waits for x, as what has been asked of the device so far leaves it, and gives it as NumPy's.
+
+    `to_host`, called later, would also wait for all that has been asked of the device since then.
+    """
+    xp = array_module(x)
+    if xp is np:
+        return lambda: x
+    on_host = np.frombuffer(xp.cuda.alloc_pinned_memory(x.nbytes), dtype=x.dtype, count=x.size).reshape(x.shape)
+    x.get(out=on_host, blocking=False)
+    copied = xp.cuda.Event()
+    copied.record()
+
+    def wait():
+        copied.synchronize()
+        return on_host
+
+    return wait
+
+
 def synchronize(xp: ModuleType) -> None:
     """Wait until the device has done all that was asked of it (nothing to do on NumPy)."""
     if xp is not np:

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import noise as noise_source
 from . import rules, runlog
-from .backend import array_module, get_backend, keep_freed_memory, mark_nonfinite, to_host
+from .backend import array_module, get_backend, keep_freed_memory, mark_nonfinite, to_host, to_host_later
 from .batches import input_moments, prepare, resolved, targets
 from .decorrelation import decorrelation_step, mean_squared_correlation, warn_of_overshoot
 from .functions import correct
@@ -128,8 +128,10 @@ def _outcome(config, state, update, t, step):
         mark_nonfinite(xp, a, report[i : i + 1])
     names, arrays = zip(*named) if xp is np else ([name for name, _ in named], None)  # a GPU's arrays change and go meanwhile
 
+    report_on_host = to_host_later(report)
+
     def outcome():
-        on_host = to_host(report)
+        on_host = report_on_host()
         for i, name in enumerate(names):
             if not np.isfinite(on_host[2 + i]) and (arrays is None or not np.isfinite(arrays[i]).all()):  # where the sum alone did overflow
                 raise _diverged(config, state, step, name)

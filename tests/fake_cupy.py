@@ -21,6 +21,7 @@ import numpy as np
 __version__ = "fake"
 COMPILER = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
 counts = collections.Counter()
+copies = []  # to the host, which come there when an event is waited for
 fusing = False
 
 FUNCTIONS = ("empty zeros eye zeros_like ones_like maximum tanh where exp log sqrt sum mean arange einsum concatenate stack isfinite "
@@ -39,9 +40,14 @@ class ndarray:
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
-    def get(self):
+    def get(self, out=None, blocking=True):
         counts["to_host"] += 1
-        return self._data.copy()
+        if out is None:
+            return self._data.copy()
+        copies.append((out, self._data.copy()))
+        if blocking:
+            _Event().synchronize()
+        return out
 
     def _scalar(convert):
         def method(self):
@@ -221,14 +227,36 @@ class RawKernel:
             a._data.ctypes.data_as(ctypes.c_void_p) if isinstance(a, ndarray) else ctypes.c_ulonglong(a) for a in arguments))
 
 
+class _Event:
+    def __init__(self):
+        self.record()
+
+    def record(self):
+        self.copies = list(copies)
+
+    def synchronize(self):
+        for out, data in self.copies:
+            out[...] = data
+            copies[:] = [copy for copy in copies if copy[0] is not out]
+
+
 class _Device:
     id = 0
 
 
 lib = SimpleNamespace(stride_tricks=SimpleNamespace(
     as_strided=lambda x, shape, strides: ndarray(np.lib.stride_tricks.as_strided(_unwrap(x), shape, strides))))
+pool = SimpleNamespace(held=0, total_bytes=lambda: pool.held, free_all_blocks=lambda: setattr(pool, "held", 10**6))
+
+
+def get_default_memory_pool():
+    return pool
+
+
 cuda = SimpleNamespace(
     Device=_Device,
+    Event=_Event,
+    alloc_pinned_memory=lambda size: bytearray(b"\xff" * size),  # not a number, as float64
     runtime=SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in device"}),
     get_current_stream=lambda: SimpleNamespace(synchronize=lambda: counts.update(synchronize=1)),
 )

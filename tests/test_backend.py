@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from npref import BackendUnavailable, array_module, backend, get_backend, synchronize, to_host
-from npref.backend import contract, elementwise, fused, mark_nonfinite
+from npref.backend import contract, elementwise, fused, mark_nonfinite, to_host_later
 
 
 def test_numpy():
@@ -260,6 +260,24 @@ def test_a_fused_function_is_itself_on_a_cpu_and_one_kernel_on_a_device(fake_cup
     x = fake_cupy.asarray(np.ones(3))
     kernel(x, fake_cupy.asarray(np.arange(3.0)), 2.0)
     assert x.get().tolist() == [1, 3, 5]
+
+
+def check_later(xp):
+    x = xp.asarray(np.arange(6.0).reshape(2, 3))
+    first = to_host_later(x)
+    x *= 2
+    second = to_host_later(x)
+    assert second().tolist() == [[0, 2, 4], [6, 8, 10]] and first().tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_what_comes_to_the_host_later_is_what_was_asked_for(fake_cupy):
+    check_later(fake_cupy)
+    x = np.ones(3)
+    assert to_host_later(x)() is x
+
+
+def test_what_comes_to_the_host_later_on_a_gpu(real_cupy):
+    check_later(real_cupy)
 
 
 def test_a_device_gets_one_block(fake_cupy):

@@ -131,6 +131,25 @@ def test_torch_that_is_missing_is_asked_for(capsys, monkeypatch):
     assert 'needs PyTorch: pip install -e ".[adapters]"' in capsys.readouterr().err
 
 
+def test_on_the_stand_in(fake_cupy, monkeypatch, tmp_path):
+    def once(xp, contestants, rounds):
+        for name, call in contestants.items():
+            if name != "gemm":
+                call()
+        return dict.fromkeys(contestants, 0.5)
+
+    monkeypatch.setattr(benchmark, "timed", once)
+    assert benchmark.main([*SMALL, "--backend", "cupy", "--methods", "dbp", "inp", "--samples", "2", "--json", str(tmp_path / "j")]) == 0
+    report = json.loads((tmp_path / "j").read_text())
+    assert report["device"] == "stand-in device" and [row["method"] for row in report["rows"]] == ["dbp", "inp"]
+    assert all(row["step"] == 0.5 and row["ratio"] == 1 for row in report["rows"])
+
+
+def test_the_memory_that_a_call_takes(fake_cupy):
+    assert 8e6 <= benchmark.peak_memory(np, lambda: np.ones(10**6)) < 8.1e6
+    assert benchmark.peak_memory(fake_cupy, lambda: setattr(fake_cupy.pool, "held", 3 * 10**6)) == 2 * 10**6
+
+
 def test_pytorch_on_a_gpu(capsys, real_cupy):
     pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[adapters]"')
     assert benchmark.main([*SMALL, "--backend", "cupy", "--methods", "danp", "--against", "torch", "torch-algebra"]) == 0
