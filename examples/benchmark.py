@@ -27,7 +27,7 @@ from cifar10 import any_letters, exit_code, plotter
 
 from npref import get_backend, init_adam, split_method, synchronize, to_host
 from npref import loss as loss_of
-from npref.backend import BACKENDS, cores, keep_freed_memory
+from npref.backend import BACKENDS, cores, keep_freed_memory, samples_budget
 from npref.batches import prepare
 from npref.command_line import Parser
 from npref.config import Config
@@ -165,7 +165,7 @@ def measure(config, backend, rounds, against=(), shares=True):
 
     x, t = batch()
     state, counter = initial_state(config, network, xp), iter(range(10**9))
-    size = K if rule == "bp" else group_size(network, rule, B, itemsize, K)
+    size = K if rule == "bp" else group_size(network, rule, B, itemsize, K, samples_budget(xp))
     listed = products(network, config.method, B, K, size)
     floor = Floor(xp, listed, config.dtype)
     before = deque([lambda: None])  # as in train.py, a GPU's last step is waited for once the next is launched

@@ -116,6 +116,14 @@ def cache_block(xp: ModuleType) -> int:
     return 1 << 18 if xp is np else sys.maxsize
 
 
+def samples_budget(xp: ModuleType) -> int:
+    """How many bytes the noise samples that are held at a time should take (`rules.group_size`): 128 MiB, and 2 GiB on a GPU.
+
+    A GPU's memory is as fast for large arrays, and every group of noise samples has its launches.
+    """
+    return 128 << 20 if xp is np else 2 << 30
+
+
 def cores() -> int:
     """How many threads share elementwise work on the CPU: what OPENBLAS_, MKL_ or OMP_NUM_THREADS says, else every core."""
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):

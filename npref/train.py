@@ -10,7 +10,7 @@ import numpy as np
 
 from . import noise as noise_source
 from . import rules, runlog
-from .backend import array_module, get_backend, keep_freed_memory, mark_nonfinite, to_host, to_host_later
+from .backend import array_module, get_backend, keep_freed_memory, mark_nonfinite, samples_budget, to_host, to_host_later
 from .batches import input_moments, prepare, resolved, targets
 from .decorrelation import decorrelation_step, mean_squared_correlation, warn_of_overshoot
 from .functions import correct
@@ -59,7 +59,7 @@ def noise_groups(config, network, step, rows, xp, samples=None):
     samples: a range of the step's noise samples; None for the configured K, range(K)."""
     rule, _ = rules.split_method(config.method)
     samples = range(config.samples) if samples is None else samples
-    size = rules.group_size(network, rule, len(rows), np.dtype(config.dtype).itemsize, len(samples))
+    size = rules.group_size(network, rule, len(rows), np.dtype(config.dtype).itemsize, len(samples), samples_budget(xp))
     for k in range(0, len(samples), size):
         yield _noise(config, network, step, samples[k : k + size], rows, xp, noise_source.NOISE)
 

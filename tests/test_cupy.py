@@ -6,7 +6,7 @@ import pytest
 from npref import METHODS, Conv, Dense, Network, to_host
 from npref.config import Config
 from npref.datasets import Dataset
-from npref.train import initial_state, prepare, train, training_step
+from npref.train import initial_state, noise_groups, prepare, train, training_step
 
 NETWORK = Network((2, 6, 6), (Conv(3, 3, 2, 1, bias=True), Dense(7), Dense(4, activation="identity", bias=True)))
 
@@ -60,6 +60,13 @@ def test_a_training_step_on_the_stand_in(fake_cupy, config):
 @pytest.mark.parametrize("config", configs, ids=lambda c: c.method)
 def test_a_training_step_on_a_gpu(real_cupy, config):
     compare(config, real_cupy)
+
+
+def test_a_device_holds_more_noise_samples_at_a_time(fake_cupy):
+    config = Config(method="anp", samples=40, batch_size=100)
+    network = config.network((3, 32, 32), 10)
+    parts = [[len(group[0]) for group in noise_groups(config, network, 0, range(100), xp)] for xp in (np, fake_cupy)]
+    assert len(parts[0]) > 1 and sum(parts[0]) == 40 and parts[1] == [40]
 
 
 def small_data():
