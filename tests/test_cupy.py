@@ -6,6 +6,7 @@ import pytest
 from npref import METHODS, Conv, Dense, Network, to_host
 from npref.config import Config
 from npref.datasets import Dataset
+from npref.layers import unfold
 from npref.train import initial_state, noise_groups, prepare, train, training_step
 
 NETWORK = Network((2, 6, 6), (Conv(3, 3, 2, 1, bias=True), Dense(7), Dense(4, activation="identity", bias=True)))
@@ -60,6 +61,14 @@ def test_a_training_step_on_the_stand_in(fake_cupy, config):
 @pytest.mark.parametrize("config", configs, ids=lambda c: c.method)
 def test_a_training_step_on_a_gpu(real_cupy, config):
     compare(config, real_cupy)
+
+
+@pytest.mark.parametrize("layer", [Conv(4, 3, 2, 1), Conv(4, (3, 2), (1, 2), (0, 2)), Conv(4, (1, 4), (3, 1))])
+def test_patches_on_a_device(fake_cupy, layer):
+    """Whether channels lie innermost in memory, as behind a layer, or not."""
+    x = np.random.default_rng(0).normal(size=(3, 2, 6, 7))
+    for there in (x, np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)):
+        assert np.array_equal(unfold(layer, fake_cupy.ndarray(there)).get(), unfold(layer, x))
 
 
 def test_a_device_holds_more_noise_samples_at_a_time(fake_cupy):
