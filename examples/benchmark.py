@@ -97,11 +97,11 @@ def products(network, method, B, K, size):
                 out.append(("backward pass", "nn", min(M, n_out), n, n))  # W R, or R after W
         else:
             passes = l if rule == "inp" else 1  # INP's passes for the layers before are under way
-            fused = decorrelated and passes * K * M > n_out
-            if fused and not spare:
+            formed = decorrelated and passes * K * M > n_out
+            if formed and not spare:
                 out.append(("noisy passes", "nn", n_out, n, n))  # A = W R
             for k in groups:
-                if decorrelated and not fused:
+                if decorrelated and not formed:
                     out.append(("noisy passes", "nt", passes * k * M, n, n))
                 out.append(("noisy passes", "nt", passes * k * M, n, n_out))
     return out

@@ -1,7 +1,7 @@
 """NumPy or CuPy. The only file of npref that names CuPy.
 
 Functions elsewhere take the array module from their arguments, once, at the top (`xp = array_module(x, W)`), and are
-then one text for both. Data enters a device by `backend.xp.asarray` and leaves it by `to_host`, nowhere else.
+then one text for both. Data enters a device by `backend.xp.asarray` and leaves it by `to_host` or `to_host_later`, nowhere else.
 """
 
 import ctypes
@@ -78,14 +78,14 @@ def _module_of(types):
 
 
 def to_host(x) -> np.ndarray:
-    """x as a NumPy array: the one exit from a device, and the one place that waits for it."""
+    """x as a NumPy array, once the device has done all that was asked of it."""
     return x if array_module(x) is np else x.get()
 
 
 def to_host_later(x):
     """A function without arguments that waits for x, as what has been asked of the device so far leaves it, and gives it as NumPy's.
 
-    `to_host`, called later, would also wait for all that has been asked of the device since then.
+    `to_host`, called later, would also wait for all that has been asked of the device since then. A NumPy array is given as it is.
     """
     xp = array_module(x)
     if xp is np:
@@ -117,11 +117,16 @@ def cache_block(xp: ModuleType) -> int:
 
 
 def samples_budget(xp: ModuleType) -> int:
-    """How many bytes the noise samples that are held at a time should take (`rules.group_size`): 128 MiB, and 2 GiB on a GPU.
-
-    A GPU's memory is as fast for large arrays, and every group of noise samples has its launches.
+    """How many bytes the noise samples that are held at a time should take (`rules.group_size`): 128 MiB; on a GPU 2 GiB, but no more than
+    an eighth of its memory, as it is as fast for large arrays, and every group of noise samples has its launches.
     """
-    return 128 << 20 if xp is np else 2 << 30
+    return 128 << 20 if xp is np else min(2 << 30, _device_memory(xp) // 8)
+
+
+@lru_cache
+def _device_memory(xp):
+    _, total = xp.cuda.Device().mem_info
+    return total
 
 
 def cores() -> int:
@@ -140,7 +145,7 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
     on the division. An error on any thread is raised once all have ended.
     """
     if xp is not np:
-        return function([slice(0, n)])
+        return function([slice(0, n)]) if n else None
     size = max(1, cache_block(xp) // max(1, width))
     blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
     workers = min(cores(), len(blocks))
@@ -185,7 +190,7 @@ def fused(xp: ModuleType, function):
 
     To launch a kernel takes Python longer than a GPU needs for most arrays here. CuPy traces the function once for each combination of
     dtypes, dimensions and None: it may write to x[...], in place and with `out`, and end in one sum. Numbers are to be Python's and to
-    meet arrays only: between two of them CuPy would compute in half precision.
+    meet arrays only: between two of them CuPy would compute in half precision. (CuPy 13 with NumPy 2 computes in float64 what meets them.)
     """
     return function if xp is np else _kernel(xp, function)
 
@@ -204,7 +209,7 @@ def contract(xp: ModuleType, subscripts: str, a, b):
         a = a.reshape([n if letter in of_a else 1 for letter, n in zip(of_b, b.shape)])
     if b.shape[axis] == 1:
         return (a * b).reshape([n for n, letter in zip(b.shape, of_b) if letter in kept])
-    return fused(xp, sum_of_products(axis))(a, b)
+    return fused(xp, _sum_of_products(axis))(a, b)
 
 
 def mark_nonfinite(xp: ModuleType, a, mark) -> None:
@@ -214,7 +219,7 @@ def mark_nonfinite(xp: ModuleType, a, mark) -> None:
     """
     if xp is np:
         mark[0] = a.sum()
-    else:
+    elif a.size > 0:
         threads = min(a.size, 1 << 18)
         _mark_kernel(xp, a.dtype.char)(((threads + 255) // 256,), (256,), (a.ravel(), np.uint64(a.size), mark))
 
@@ -237,8 +242,7 @@ def _mark_kernel(xp, char):
 
 
 @lru_cache
-def sum_of_products(axis):
-    """A function to be fused: (a, b) -> the sum of a b over `axis`."""
+def _sum_of_products(axis):
     def sum_of_products(a, b):
         return array_module(a).sum(a * b, axis=axis)
 

@@ -20,7 +20,7 @@ def activate(name, a, slope=0.2):
     xp = array_module(a)
     match name:  # what is written here may be fused: see backend.py
         case "leaky_relu":
-            x = a * slope
+            x = a * float(slope)
             return xp.maximum(a, x, out=x)  # as slope < 1; complex arrays compare by their real parts first
         case "relu":
             return xp.maximum(a, 0)
@@ -45,7 +45,7 @@ def derivative(name, a, slope=0.2):
         raise TypeError(f"pre-activations must be floating-point, as the derivative is, got {a.dtype}")
     match name:
         case "leaky_relu":
-            return xp.maximum((xp.real(a) > 0).astype(a.dtype), slope)  # 0 <= slope < 1; faster than where
+            return xp.maximum((xp.real(a) > 0).astype(a.dtype), float(slope))  # 0 <= slope < 1; faster than where
         case "relu":
             return (xp.real(a) > 0).astype(a.dtype)
         case "tanh":
@@ -72,7 +72,7 @@ def loss(name, y, t):
     match name:
         case "cce":
             top, exponentials = _of_softmax(xp, y)
-            return fused(xp, _cce)(fused(xp, _sum(t.ndim - 1))(t), top, exponentials, fused(xp, _sum_of_products(axis))(t, y))
+            return fused(xp, _cce)(fused(xp, _sum(t.ndim - 1))(t), top, exponentials, fused(xp, _wide_sum_of_products(axis))(t, y))
         case "mse":
             return fused(xp, _sum_of_squares(axis))(t, y)
         case "mse-mean":
@@ -149,11 +149,11 @@ def _sum(axis):
 
 
 @lru_cache
-def _sum_of_products(axis):
-    def sum_of_products(a, b):
+def _wide_sum_of_products(axis):
+    def wide_sum_of_products(a, b):
         return array_module(a).sum(_wide(a) * b, axis=axis)
 
-    return sum_of_products
+    return wide_sum_of_products
 
 
 @lru_cache

@@ -27,8 +27,8 @@ def words(xp, seed, stream, counter, blocks):
 
 
 def _source(xp, seed, stream, counter, samples=1):
-    """A function that gives the next `blocks` Philox blocks, the first of them at `counter`, of so many consecutive noise samples:
-    (samples * 4 * blocks,) of uint64. On the CPU of one."""
+    """A function that gives the next `blocks` Philox blocks, the first of them at `counter`, for each of `samples` consecutive noise
+    samples (on a CPU there is always one): (samples * 4 * blocks,) of uint64."""
     if not 0 <= seed < 2**64 or int(seed) != seed:
         raise ValueError(f"seed must be a whole number in [0, 2^64), got {seed}")
     if xp is np:
@@ -97,6 +97,7 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
     blocks = -(-units // (8 if kind == "gaussian" else 256))  # a row's
     out = xp.empty((len(samples), len(rows), units), dtype=dtype)
     signs = _sign_table(xp, dtype, sigma) if kind == "rademacher" else None
+    together = max(1, len(samples)) if xp is not np and samples.step == 1 else 1  # noise samples at a time: on a GPU launches cost
 
     def fill(parts, k):
         take = _source(xp, seed, stream, ((rows.start + parts[0].start) * blocks, samples[k], layer, step), together)
@@ -111,7 +112,6 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
             if not whole:
                 target[...] = numbers[:, :units]
 
-    together = max(1, len(samples)) if xp is not np and samples.step == 1 else 1  # noise samples at a time: on a GPU launches cost
     for k in range(0, len(samples), together):
         in_blocks(xp, partial(fill, k=k), len(rows), units)
     if len(shape) == 3:  # (C, H, W), in memory as (H, W, C)

@@ -206,9 +206,9 @@ def _layerwise_losses(network, multiply, trace, v, t, loss):
 
 
 def _perturb(xp, layer, a_tilde, eps_l=None, product=None, x=None, minus=None):
-    """ã = product + ε (None: ã itself; no noise), f(ã) to x (None: in ã's place), and with an x ã -= minus.
+    """ã ← product + ε and x ← f(ã), then ã ← ã - minus; ã, ε and x (k, B, N_l), product and minus (B, N_l).
 
-    ã, ε and x are (k, B, N_l), product and minus (B, N_l).
+    Without product ã takes its own place in the sum, without ε there is none. Without x f(ã) takes ã's place, and nothing is subtracted.
     """
     elementwise(xp, _perturbation(layer.activation, layer.slope), (a_tilde, eps_l, x, product, minus))
 

@@ -150,12 +150,12 @@ def _diverged(config, state, step, quantity):
 def evaluate(network, params, inputs, y, loss="cce", moments=None, batch=1000):
     """Mean loss and accuracy (nan for real targets) with fixed weights; no noise. moments: of `input_moments`. One transfer to the host."""
     xp = array_module(inputs, y)
-    fused = without_decorrelation(params)
+    cheaper = without_decorrelation(params)
     dtype = params.W[0].dtype
     total = xp.zeros(2)
     for i in range(0, len(inputs), batch):
         t = targets(y[i : i + batch], network.units[-1], dtype)
-        out = forward(network, fused, prepare(inputs[i : i + batch], dtype, moments)).y
+        out = forward(network, cheaper, prepare(inputs[i : i + batch], dtype, moments)).y
         total += xp.stack([loss_of(loss, out, t).sum(), correct(out, t).sum().astype(xp.float64)])
     mean_loss, accuracy = to_host(total) / len(inputs)
     return float(mean_loss), float(accuracy) if y.ndim == 1 else float("nan")

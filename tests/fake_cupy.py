@@ -46,7 +46,9 @@ class ndarray:
             return self._data.copy()
         copies.append((out, self._data.copy()))
         if blocking:
-            _Event().synchronize()
+            event = _Event()
+            event.record()
+            event.synchronize()
         return out
 
     def _scalar(convert):
@@ -220,6 +222,7 @@ class RawKernel:
             self.launch = ctypes.CDLL(str(library)).launch
 
     def __call__(self, grid, block, arguments):
+        assert min(*grid, *block) > 0, "an invalid launch"
         given = [f"{self.TYPES[a.dtype.name]}{'*' * isinstance(a, ndarray)}" for a in arguments]
         assert given == [t.replace("T*", given[0]) for t in self.types], "a kernel's arguments must have their exact types"
         assert all(a._data.flags.c_contiguous for a in arguments if isinstance(a, ndarray))
@@ -229,7 +232,7 @@ class RawKernel:
 
 class _Event:
     def __init__(self):
-        self.record()
+        self.copies = []  # waiting for an event that was not recorded is waiting for nothing
 
     def record(self):
         self.copies = list(copies)
@@ -242,6 +245,7 @@ class _Event:
 
 class _Device:
     id = 0
+    mem_info = (0, 64 << 30)
 
 
 lib = SimpleNamespace(stride_tricks=SimpleNamespace(

@@ -220,6 +220,11 @@ def check_marks(xp, n, dtype):
         mark_nonfinite(xp, xp.asarray(a), marks[i : i + 1])
         a[:] = 1
     assert np.isfinite(to_host(marks)).tolist() == [True, False, False, False, False, True]
+    if xp is not np:  # it is elements that are looked at, and no sum
+        mark = xp.zeros(1)
+        mark_nonfinite(xp, xp.asarray(np.full(300, np.finfo(dtype).max, dtype)), mark)
+        mark_nonfinite(xp, xp.asarray(np.ones(0, dtype)), mark)
+        assert to_host(mark).tolist() == [0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import signal
 import sys
 
@@ -145,6 +146,19 @@ def test_on_the_stand_in(fake_cupy, monkeypatch, tmp_path):
     assert all(row["step"] == 0.5 and row["ratio"] == 1 for row in report["rows"])
 
 
+def test_a_device_is_timed_over_ten_calls_in_a_row(fake_cupy, monkeypatch):
+    clock, calls = [0.0], []
+
+    def work():
+        calls.append(clock[0])
+        clock[0] += 3.0
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    assert benchmark.timed(fake_cupy, {"work": work}, 2) == {"work": 3.0} and len(calls) == 30
+    calls.clear()
+    assert benchmark.timed(np, {"work": work}, 2) == {"work": 3.0} and len(calls) == 3
+
+
 def test_the_memory_that_a_call_takes(fake_cupy):
     assert 8e6 <= benchmark.peak_memory(np, lambda: np.ones(10**6)) < 8.1e6
     assert benchmark.peak_memory(fake_cupy, lambda: setattr(fake_cupy.pool, "held", 3 * 10**6)) == 2 * 10**6
@@ -153,7 +167,7 @@ def test_the_memory_that_a_call_takes(fake_cupy):
 def test_pytorch_on_a_gpu(capsys, real_cupy):
     pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[adapters]"')
     assert benchmark.main([*SMALL, "--backend", "cupy", "--methods", "danp", "--against", "torch", "torch-algebra"]) == 0
-    assert capsys.readouterr().out.splitlines()[2].count("x") == 2
+    assert len(re.findall(r"\d\.\d\dx", capsys.readouterr().out.splitlines()[2])) == 2
 
 
 def test_pytorch_without_cuda_is_refused(capsys, fake_cupy, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from npref import METHODS, Conv, Dense, Network, to_host
+from npref import METHODS, Conv, Dense, Network, rules, to_host
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.layers import unfold
@@ -35,6 +35,12 @@ def steps(config, xp, n=3):
         xp.counts.clear()
     sums = [training_step(config, NETWORK, state, *batch, step)[1] for step, batch in enumerate(batches)]
     return state, sums
+
+
+@pytest.mark.parametrize("config", [c for c in configs if c.samples > 1], ids=lambda c: c.method)
+def test_groups_of_noise_samples_add_up_on_the_stand_in(fake_cupy, monkeypatch, config):
+    monkeypatch.setattr(rules, "group_size", lambda *arguments: 1)
+    compare(config, fake_cupy, exact=True)
 
 
 def compare(config, xp, exact=False):

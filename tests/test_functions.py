@@ -25,7 +25,8 @@ def test_derivatives_by_complex_step(name):
     expected = fn.activate(name, a + 1e-30j, 0.3).imag / 1e-30
     d = fn.derivative(name, a, 0.3)
     assert np.allclose(d, expected, rtol=1e-14)
-    assert fn.derivative(name, a.astype(np.float32), 0.3).dtype == np.float32
+    for function in fn.activate, fn.derivative:
+        assert function(name, a.astype(np.float32), np.float64(0.3)).dtype == np.float32
 
 
 def test_the_derivative_belongs_to_the_pre_activation():

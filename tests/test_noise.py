@@ -36,8 +36,10 @@ def test_the_kernel_makes_the_same_words(fake_cupy, counter, key, block):
 @pytest.mark.parametrize("samples", [range(1), range(2, 5), range(1, 8, 3), range(0)])
 @pytest.mark.parametrize("shape", [(16,), (13,), (3, 5, 4)])
 def test_a_device_draws_all_noise_samples_at_once(fake_cupy, kind, samples, shape):
-    where = {**WHERE, "samples": samples, "rows": range(2, 6)}
-    assert np.array_equal(noise.draw(fake_cupy, kind, shape, 0.5, **where).get(), noise.draw(np, kind, shape, 0.5, **where))
+    for rows in range(2, 6), range(2, 2):
+        where = {**WHERE, "samples": samples, "rows": rows}
+        there, here = (noise.draw(xp, kind, shape, 0.5, **where) for xp in (fake_cupy, np))
+        assert there.shape == here.shape and np.array_equal(there.get(), here)
 
 
 def test_words_on_a_gpu(real_cupy):

@@ -266,6 +266,10 @@ def test_a_device_is_a_step_ahead_of_what_is_looked_at(fake_cupy, monkeypatch, t
         list(train(config, small_data(), tmp_path))
     assert len(seen) == min(bad + 2, 3)
     assert all(np.isfinite(a).all() for a in weights(tmp_path).values())
+    seen.clear()
+    with pytest.raises(Diverged, match=f"epoch 1, step {bad + 1}: R_1 is not finite"):  # and if the run is asked to stop just then
+        list(train(config, small_data(), tmp_path / "stopped", stop=lambda: len(seen) == bad + 1))
+    assert runlog.read_checkpoint(tmp_path / "stopped" / "checkpoint.h5")["counters"]["batch"] == 0
 
 
 def test_a_device_that_is_stopped_has_counted_every_step(fake_cupy, tmp_path):
@@ -274,7 +278,7 @@ def test_a_device_that_is_stopped_has_counted_every_step(fake_cupy, tmp_path):
     with pytest.raises(Interrupted):
         list(train(config, data, tmp_path / "a", stop=lambda: next(calls) == 2))
     counters = runlog.read_checkpoint(tmp_path / "a" / "checkpoint.h5")["counters"]
-    assert counters["batch"] == 2 and counters["total_seen"] == 20 and counters["total_loss"] > 20
+    assert counters["batch"] == 2 and counters["total_seen"] == 20 and counters["total_loss"] > 40
     resumed, whole = list(train(config, data, tmp_path / "a", resume=True)), list(train(config, data))
     for a, b in zip(resumed, whole, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
