@@ -27,11 +27,12 @@ from cifar10 import any_letters, exit_code, plotter
 
 from npref import get_backend, init_adam, split_method, synchronize, to_host
 from npref import loss as loss_of
-from npref.backend import BACKENDS, cores, keep_freed_memory, samples_budget
+from npref.backend import BACKENDS
 from npref.batches import prepare
 from npref.command_line import Parser
 from npref.config import Config
 from npref.decorrelation import decorrelation_step, moment_is_cheaper, spares_x_star
+from npref.execution import cores, keep_freed_memory, samples_budget
 from npref.functions import one_hot
 from npref.layers import Conv, unfold, weight_shape
 from npref.network import ARCHITECTURES, DTYPES

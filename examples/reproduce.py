@@ -42,8 +42,9 @@ from results import (
 )
 
 from npref import METHODS, datasets, get_backend
-from npref.backend import BACKENDS, cores
+from npref.backend import BACKENDS
 from npref.command_line import Parser, folder
+from npref.execution import cores
 from npref.network import ARCHITECTURES
 from npref.runlog import locked, read_log, replace_file
 from npref.train import Interrupted

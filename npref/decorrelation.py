@@ -4,7 +4,8 @@ import warnings
 
 import numpy as np
 
-from .backend import array_module, contract, elementwise
+from .backend import array_module
+from .execution import contract, elementwise
 
 STRIP = 1024  # rows of R that one product changes on a CPU
 

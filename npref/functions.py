@@ -6,7 +6,8 @@ complex arrays on NumPy, so that derivatives can be judged by complex steps.
 
 from functools import lru_cache
 
-from .backend import array_module, fused
+from .backend import array_module
+from .execution import fused
 
 ACTIVATIONS = ("leaky_relu", "relu", "tanh", "identity", "step", "sign")
 LOSSES = ("cce", "mse", "mse-mean")
@@ -18,7 +19,7 @@ def activate(name, a, slope=0.2):
     step is 1 for a > 0 and 0 elsewhere; sign is 1 for a > 0 and -1 elsewhere. Raises ValueError for another name.
     """
     xp = array_module(a)
-    match name:  # what is written here may be fused: see backend.py
+    match name:  # what is written here may be fused: see execution.py
         case "leaky_relu":
             x = a * float(slope)
             return xp.maximum(a, x, out=x)  # as slope < 1; complex arrays compare by their real parts first
@@ -124,7 +125,7 @@ def _of_softmax(xp, y):
     return top, fused(xp, _sum_of_exponentials(y.ndim - 1))(y, top[..., None])
 
 
-# What follows is fused, see backend.py.
+# What follows is fused, see execution.py.
 
 
 def _cce(total, top, exponentials, t_y):

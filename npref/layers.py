@@ -12,7 +12,8 @@ from math import prod
 
 import numpy as np
 
-from .backend import array_module, in_blocks
+from .backend import array_module
+from .execution import in_blocks
 from .functions import ACTIVATIONS
 
 

@@ -13,8 +13,9 @@ from math import prod, sqrt
 import numpy as np
 
 from . import noise
-from .backend import array_module, elementwise
+from .backend import array_module
 from .decorrelation import spares_x_star
+from .execution import elementwise
 from .functions import activate
 from .layers import Conv, Dense, Layer, fold, output_shape, to_rows, unfold, weight_shape
 

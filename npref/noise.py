@@ -15,7 +15,8 @@ from math import pi, prod
 
 import numpy as np
 
-from .backend import array_module, fused, in_blocks
+from .backend import array_module
+from .execution import fused, in_blocks
 
 NOISE, BASELINE, WEIGHTS, SHUFFLE, IMAGES = range(5)  # streams: the second word of the key
 KINDS = ("gaussian", "rademacher")

@@ -5,7 +5,8 @@ from math import sqrt
 
 import numpy as np
 
-from .backend import array_module, elementwise
+from .backend import array_module
+from .execution import elementwise
 
 OPTIMIZERS = ("adam", "adam-eps-hat", "sgd")
 

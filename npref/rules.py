@@ -21,7 +21,8 @@ from math import prod
 
 import numpy as np
 
-from .backend import array_module, contract, elementwise, fused, in_blocks
+from .backend import array_module
+from .execution import contract, elementwise, fused, in_blocks
 from .functions import activate, derivative, loss_gradient
 from .functions import loss as loss_of
 from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape

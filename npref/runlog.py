@@ -22,7 +22,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .backend import cores
+from .execution import cores
 
 FORMAT = 1
 USER_BLOCK = 512

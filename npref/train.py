@@ -10,9 +10,10 @@ import numpy as np
 
 from . import noise as noise_source
 from . import rules, runlog
-from .backend import array_module, get_backend, keep_freed_memory, mark_nonfinite, samples_budget, to_host, to_host_later
+from .backend import array_module, get_backend, to_host, to_host_later
 from .batches import input_moments, prepare, resolved, targets
 from .decorrelation import decorrelation_step, mean_squared_correlation, warn_of_overshoot
+from .execution import keep_freed_memory, mark_nonfinite, samples_budget
 from .functions import correct
 from .functions import loss as loss_of
 from .network import Params, forward, init_params, without_decorrelation
@@ -166,7 +167,7 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     Without labels there is no accuracy.
 
     out: folder for log.h5 and checkpoint.h5, created if need be; one that holds a run already is refused unless resume.
-    The process then keeps up to a gigabyte of what its arrays free (`backend.keep_freed_memory`).
+    The process then keeps up to a gigabyte of what its arrays free (`execution.keep_freed_memory`).
 
     progress(done, of): called after every batch. stop(): asked before every batch; if true the run saves itself and raises
     Interrupted. data: a Dataset; config's limits are applied to it.

@@ -47,7 +47,7 @@ def test_strips_of_R_do_not_show(strip, monkeypatch):
     x, R = rng.normal(size=(4, 7)), rng.normal(size=(7, 7))
     expected = equations.decorrelation_update(R, [row[:, None] for row in x], 0.1)
     monkeypatch.setattr("npref.decorrelation.STRIP", strip)
-    monkeypatch.setattr("npref.backend.cache_block", lambda xp: 14)
+    monkeypatch.setattr("npref.execution.CACHE_BLOCK", 14)
     update_decorrelation(R, x, 0.1)
     assert_close(R, expected, 10)
 

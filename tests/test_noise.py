@@ -75,8 +75,8 @@ def test_a_part_of_a_batch_gets_the_whole_batchs_numbers(kind, start, stop, unit
 @pytest.mark.parametrize("kind", noise.KINDS)
 def test_blocks_of_rows_do_not_show(kind, cores, monkeypatch):
     whole = draw(kind, rows=range(50))
-    monkeypatch.setattr("npref.backend.cache_block", lambda xp: 40)
-    monkeypatch.setattr("npref.backend.cores", lambda: cores)
+    monkeypatch.setattr("npref.execution.CACHE_BLOCK", 40)
+    monkeypatch.setattr("npref.execution.cores", lambda: cores)
     assert np.array_equal(draw(kind, rows=range(50)), whole)
 
 

@@ -47,8 +47,8 @@ def test_adam_is_elementwise_in_blocks(cores, monkeypatch):
     w, d = rng.normal(size=(7, 9)), rng.normal(size=(7, 9))
     whole, parts = [w.copy()], [w.copy()]
     adam_step(whole, [d], init_adam(whole), 0.1)
-    monkeypatch.setattr("npref.backend.cache_block", lambda xp: 5)
-    monkeypatch.setattr("npref.backend.cores", lambda: cores)
+    monkeypatch.setattr("npref.execution.CACHE_BLOCK", 5)
+    monkeypatch.setattr("npref.execution.cores", lambda: cores)
     adam_step(parts, [d], init_adam(parts), 0.1)
     assert np.array_equal(whole[0], parts[0])
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import Literal, assert_close, random_batch, random_network, random_noise, random_params
 
-from npref import Conv, Dense, Network, Params, backend, equations, forward, rules
+from npref import Conv, Dense, Network, Params, equations, execution, forward, rules
 from npref.config import Config
 from npref.functions import LOSSES, loss, loss_gradient
 from npref.train import compute_update
@@ -355,7 +355,7 @@ def test_no_result_depends_on_the_blocks(method, layers, monkeypatch):
 
     whole = update()
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
-    monkeypatch.setattr(backend, "cache_block", lambda xp: 1)
+    monkeypatch.setattr(execution, "CACHE_BLOCK", 1)
     parts = update()
     for a, b in zip((*whole.dW, whole.losses, *whole.trace.x, *(() if whole.dL is None else (whole.dL,))),
                     (*parts.dW, parts.losses, *parts.trace.x, *(() if parts.dL is None else (parts.dL,))), strict=True):
