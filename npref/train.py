@@ -116,6 +116,7 @@ def apply_update(params, adam, update, *, lr, alpha, eps_hat=False):
 
 
 def _outcome(config, state, update, t, step):
+    """`start_step`'s second result. The report of the step is made now, where the arrays are, and read when it is asked for."""
     xp = array_module(t)
     named = [("the loss of the clean pass", update.losses), ("the loss difference δL", update.dL),
              *((f"the update ΔW_{l + 1}", d) for l, d in enumerate(update.dW)),
@@ -127,9 +128,8 @@ def _outcome(config, state, update, t, step):
         a.sum(dtype=xp.float64, out=report[i : i + 1].reshape(()))
     for i, (_, a) in enumerate(named, 2):
         mark_nonfinite(xp, a, report[i : i + 1])
-    names, arrays = zip(*named) if xp is np else ([name for name, _ in named], None)  # a GPU's arrays change and go meanwhile
-
     report_on_host = to_host_later(report)
+    names, arrays = zip(*named) if xp is np else ([name for name, _ in named], None)  # a GPU's arrays change and go meanwhile
 
     def outcome():
         on_host = report_on_host()
