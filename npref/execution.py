@@ -98,21 +98,40 @@ def fused(xp: ModuleType, function):
     return function if xp is np else _kernel(xp, function)
 
 
-def contract(xp: ModuleType, subscripts: str, a, b):
-    """einsum(subscripts, a, b) of arrays whose letters stand in one order, all of them in b's, and one of which is summed over.
+def contract(xp: ModuleType, subscripts: str, a, b, total=None):
+    """einsum(subscripts, a, b), added to `total` if that is given, of arrays whose letters stand in one order, all of them in b's, and one
+    of which is summed over.
 
-    CuPy's own einsum makes a batch of tiny matrix products of them.
+    The letter b is the samples of a batch: a CPU takes them block by block. CuPy's own einsum makes a batch of tiny matrix products.
     """
-    if xp is np:
-        return np.einsum(subscripts, a, b)
     operands, kept = subscripts.split("->")
     of_a, of_b = operands.split(",")
+    if xp is np:
+        sizes = dict(zip(of_b, b.shape))
+        out = np.empty([sizes[letter] for letter in kept], dtype=b.dtype) if total is None else total
+
+        def fill(blocks):
+            for block in blocks:
+                at = [tuple(block if letter == "b" else slice(None) for letter in letters) for letters in (kept, of_a, of_b)]
+                summed = np.einsum(subscripts, a[at[1]], b[at[2]])
+                out[at[0]] = summed if total is None else out[at[0]] + summed
+
+        if "b" in kept:
+            in_blocks(xp, fill, sizes["b"], b.size // max(sizes["b"], 1))
+        else:
+            fill([slice(None)])
+        return out
     (axis,) = (i for i, letter in enumerate(of_b) if letter not in kept)
     if of_a != of_b:
         a = a.reshape([n if letter in of_a else 1 for letter, n in zip(of_b, b.shape)])
     if b.shape[axis] == 1:
-        return (a * b).reshape([n for n, letter in zip(b.shape, of_b) if letter in kept])
-    return fused(xp, _sum_of_products(axis))(a, b)
+        summed = (a * b).reshape([n for n, letter in zip(b.shape, of_b) if letter in kept])
+    else:
+        summed = fused(xp, _sum_of_products(axis))(a, b)
+    if total is None:
+        return summed
+    total += summed
+    return total
 
 
 def mark_nonfinite(xp: ModuleType, a, mark) -> None:

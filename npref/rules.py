@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-import numpy as np
-
 from .backend import array_module
-from .execution import contract, elementwise, fused, in_blocks
+from .execution import contract, elementwise, fused
 from .functions import activate, derivative, loss_gradient
 from .functions import loss as loss_of
 from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
@@ -258,20 +256,7 @@ def _multiplier(params, formed):
 
 def _add_error(xp, errors, l, coefficient, e):
     """errors[l] += Σ_k coefficient[k, b] e[k, b, :]: K errors become one before they meet x*. (k, B), (k, B, N_l)."""
-    if xp is not np:
-        summed = contract(xp, "kb,kbn->bn", coefficient, e)
-        errors[l] = summed if errors[l] is None else errors[l] + summed
-        return
-    first = errors[l] is None
-    if first:
-        errors[l] = xp.empty(e.shape[1:], dtype=e.dtype)  # (B, N_l)
-
-    def add(blocks):
-        for b in blocks:
-            summed = np.einsum("kb,kbn->bn", coefficient[:, b], e[:, b])
-            errors[l][b] = summed if first else errors[l][b] + summed
-
-    in_blocks(xp, add, e.shape[1], e.shape[0] * e.shape[2])
+    errors[l] = contract(xp, "kb,kbn->bn", coefficient, e, errors[l])
 
 
 def _update(params, trace, errors, losses, dL):
@@ -291,16 +276,7 @@ def _update(params, trace, errors, losses, dL):
 
 def _norm2(xp, e):
     """‖e‖² of every noise sample and batch row: (k, B, N_l) -> (k, B)."""
-    if xp is not np:
-        return contract(xp, "kbn,kbn->kb", e, e)
-    norm2 = xp.empty(e.shape[:2], dtype=e.dtype)
-
-    def square(blocks):
-        for b in blocks:
-            norm2[:, b] = np.einsum("kbn,kbn->kb", e[:, b], e[:, b])
-
-    in_blocks(xp, square, e.shape[1], e.shape[0] * e.shape[2])
-    return norm2
+    return contract(xp, "kbn,kbn->kb", e, e)
 
 
 def _quotient(xp, N, dL, norm2):

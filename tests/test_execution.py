@@ -86,7 +86,11 @@ def test_contractions_are_those_of_einsum(fake_cupy, subscripts, shapes):
     a, b = (np.random.default_rng(i).normal(size=shape) for i, shape in enumerate(shapes))
     expected = np.einsum(subscripts, a, b)
     assert np.array_equal(contract(np, subscripts, a, b), expected)
-    assert np.allclose(contract(fake_cupy, subscripts, fake_cupy.asarray(a), fake_cupy.asarray(b)).get(), expected, rtol=1e-14)
+    for xp in np, fake_cupy:
+        there = [xp.asarray(array) for array in (a, b)]
+        total = contract(xp, subscripts, *there)
+        assert np.allclose(to_host(total), expected, rtol=1e-14)
+        assert contract(xp, subscripts, *there, total) is total and np.allclose(to_host(total), 2 * expected, rtol=1e-14)
 
 
 def check_marks(xp, n, dtype):
