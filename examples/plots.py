@@ -26,7 +26,7 @@ def plot_run(log, path):
     if "correlation" in rows[0]:
         panels.append(("correlation", "mean squared correlation"))
     figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
-    for axes, (quantity, label) in zip(figure.subplots(1, len(panels)), panels):
+    for axes, (quantity, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         if quantity == "correlation":
             layers = [name for name in rows[0] if name.startswith("correlation_")]
             for i, name in enumerate(layers):

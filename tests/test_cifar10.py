@@ -213,9 +213,10 @@ def test_a_rate_at_which_R_grows_gets_one_line(run):
     assert code == 0 and err.startswith("warning: decor_lr=0.01 is too large for the inputs of layer 1 ") and err.count("\n") == 1
 
 
-def test_plot(run):
+@pytest.mark.parametrize("flags", ["--method danp --eval-train", "--dataset synthetic-sarcos --arch sarcos --method bp --loss mse"])
+def test_plot(run, flags):
     pytest.importorskip("matplotlib")
-    code, out, _ = run("--method", "danp", "--plot", "--eval-train", "--out", "r")
+    code, out, _ = run("--plot", *flags.split(), "--out", "r")
     assert code == 0 and out.splitlines()[-1] == "picture: r/curves.png"
     with open("r/curves.png", "rb") as file:
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,5 @@
 import importlib.util
+import math
 import sys
 
 import pytest
@@ -97,7 +98,9 @@ def test_lines_can_be_told_apart_without_colour():
     assert all(style["color"] == plots.COLOURS[rule] for style, rule in zip(styles, ["np", "inp", "anp"] * 2))
 
 
-def test_train_and_test_curves(tmp_path, monkeypatch):
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that plots.py saves."""
     figures = []
 
     class Kept(plots.Figure):
@@ -106,6 +109,15 @@ def test_train_and_test_curves(tmp_path, monkeypatch):
             super().savefig(*args, **kwargs)
 
     monkeypatch.setattr(plots, "Figure", Kept)
+    return figures
+
+
+def lines_of(axes):
+    """{label: (x, y)}"""
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+
+
+def test_train_and_test_curves(tmp_path, figures):
     two_seeds, one = [([10, 20, 30], [5, 15]), ([30, 40], [15, 25, 99])], [([1], [2])]
     lines = [("DNP", "dnp", 1.0, two_seeds), ("DNP, biases", "dnp", 1.0, one), ("DNP, glorot", "dnp", 1.0, one), ("ANP", "anp", 1.0, one),
              ("DNP, noisy baseline", "dnp", "noisy", one)]
@@ -122,3 +134,58 @@ def test_train_and_test_curves(tmp_path, monkeypatch):
         assert len({line.get_marker() for label, line in drawn.items() if "DNP" in label}) >= 3
         assert drawn["DNP, noisy baseline"].get_linestyle() == ":" and drawn["DNP"].get_linestyle() == "-"
     assert loss.get_yscale() == "log" and train.get_yscale() == "linear" and loss.get_ylabel() == "loss, 2 seed(s)"
+
+
+def test_a_run_has_a_panel_for_each_of_its_quantities(tmp_path, figures):
+    names = ["train_loss", "test_loss", "eval_train_loss", "train_accuracy", "test_accuracy", "eval_train_accuracy",
+             "correlation", "correlation_0", "correlation_1"]
+    rows = [{"epoch": epoch} | {name: i + epoch / 10 for i, name in enumerate(names)} for epoch in (1, 2)]
+    config = {"method": "danp", "arch": "fc1", "dataset": "synthetic", "lr": 0.001, "seed": 7}
+    of = lambda name: ([1, 2], [row[name] for row in rows])  # noqa: E731
+    assert plots.plot_run({"config": config, "rows": rows}, tmp_path / "p.png") == tmp_path / "p.png"
+    assert [axes.get_ylabel() for axes in figures[0].axes] == ["accuracy", "loss per sample", "mean squared correlation"]
+    for axes, quantity in zip(figures[0].axes, ("accuracy", "loss")):
+        assert lines_of(axes) == {"train, running mean": of(f"train_{quantity}"), "train, fixed weights": of(f"eval_train_{quantity}"),
+                                  "test": of(f"test_{quantity}")}
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == list(lines_of(axes))
+    assert lines_of(figures[0].axes[2]) == {"$R_0$": of("correlation_0"), "$R_1$": of("correlation_1")}
+    assert figures[0].axes[2].get_yscale() == "log"
+    assert figures[0].get_suptitle() == "danp on fc1, synthetic, lr 0.001, seed 7"
+    plain = [{name: row[name] for name in ("epoch", "train_loss", "test_loss")} for row in rows]  # real targets, no R
+    plots.plot_run({"config": config, "rows": plain}, tmp_path / "p.png")
+    assert [(axes.get_ylabel(), lines_of(axes)) for axes in figures[1].axes] == [
+        ("loss per sample", {"train, running mean": of("train_loss"), "test": of("test_loss")})]
+
+
+def test_searches_have_a_panel_a_place_and_a_star_at_the_best_rate(tmp_path, figures):
+    def search(method, arch, losses):
+        rows = [{"lr": 10.0**i, "train_loss": loss} for i, loss in enumerate(losses)]
+        return {"config": {"method": method, "arch": arch, "dataset": "cifar10"}, "rows": rows}
+
+    logs = {"a": search("np", "fc1", [3, 2, 4]), "b": search("dnp", "fc3", [3, 2, 1, math.nan]), "c": search("bp", "fc1", [5, 6])}
+    plots.plot_searches(logs, tmp_path / "p.png")
+    fc1, fc3 = figures[0].axes
+    assert [axes.get_title() for axes in (fc1, fc3)] == ["fc1, cifar10", "fc3, cifar10"] and fc1.get_xscale() == fc1.get_yscale() == "log"
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in fc1.lines] == [
+        ([1, 10, 100], [3, 2, 4]), ([10], [2]), ([1, 10], [5, 6]), ([1], [5])]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in fc3.lines] == [([1, 10, 100], [3, 2, 1]), ([100], [1])]
+    assert [line.get_marker() for line in fc1.lines] == ["s", "*", "D", "*"]
+    assert [text.get_text() for text in fc1.get_legend().get_texts()] == ["NP", "BP"]
+    plots.plot_search(logs["b"], tmp_path / "q.png")
+    assert [lines_of(axes) for axes in figures[-1].axes] == [lines_of(fc3)] and (tmp_path / "q.png").exists()
+
+
+def test_a_panel_of_the_scaling_changes_one_thing(tmp_path, figures):
+    rows = [{"method": method, "samples": K, "arch": arch, "batch_size": B, "step": K * B / 1000 + int(arch[2:]), "floor": K * B / 2000}
+            for method in ("danp", "bp") for K in (10, 1) for arch in ("fc9", "fc3") for B in (1000, 500)]
+    plots.plot_scaling(rows, tmp_path / "p.png")
+    expected = [("noise samples K", [1, 10], [4, 13], [0.5, 5]), ("hidden layers", [3, 9], [4, 10], [0.5, 0.5]),
+                ("batch size", [500, 1000], [3.5, 4], [0.25, 0.5])]
+    for axes, (label, x, step, floor) in zip(figures[0].axes, expected):
+        assert axes.get_xlabel() == label and axes.get_xlim()[0] == axes.get_ylim()[0] == 0
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DANP", "BP"]
+        for points, line, dashes in (axes.lines[:3], axes.lines[3:]):
+            assert all(list(drawn.get_xdata()) == x for drawn in (points, line, dashes))
+            assert list(points.get_ydata()) == list(line.get_ydata()) == step and list(dashes.get_ydata()) == floor
+            assert (points.get_linestyle(), line.get_marker(), dashes.get_marker()) == ("None", "None", "_")
+            assert points.get_color() == line.get_color() == dashes.get_color()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from dataclasses import asdict
 
 import pytest
@@ -397,6 +398,19 @@ def test_a_process_that_came_second_is_started_again(run, tmp_path, monkeypatch)
     monkeypatch.setattr(reproduce, "start", late)
     code, out, err = run("run", "mine", *SMALL)
     assert code == 0 and err == "" and "of 1 epochs" in out and len(held) == 1 and read_log(folder / "log.h5")["status"] == "finished"
+
+
+@pytest.mark.parametrize("jobs, set_already, expected", [(1, None, None), (2, None, "3"), (4, None, "1"), (9, None, "1"), (2, "5", "5")])
+def test_processes_share_the_cores(tmp_path, monkeypatch, jobs, set_already, expected):
+    environments = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: environments.append(how["env"]))
+    monkeypatch.setattr(reproduce, "cores", lambda: 6)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if set_already is not None:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", set_already)
+    job = types.SimpleNamespace(folder=tmp_path / "r", log="log.h5", script="cifar10.py", arguments=[])
+    reproduce.start(job, types.SimpleNamespace(jobs=jobs))
+    assert environments[0].get("OPENBLAS_NUM_THREADS") == expected and environments[0]["PATH"] == os.environ["PATH"]
 
 
 @pytest.mark.parametrize("words, message", [
