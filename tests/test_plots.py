@@ -57,6 +57,22 @@ def test_the_papers_variance_is_drawn_where_it_was_measured(swept, taken):
     assert {row["sigma2"] for row in alignment_plots._measured({"rows": [{"sigma2": s} for s in swept]}, sigma2=None)} == {taken}
 
 
+def test_angles_as_bars(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(alignment_plots, "save", lambda figure, path: figures.append(figure))
+    alignment_plots.plot_angles(measured(), tmp_path / "p.png", epoch=5, samples=10)
+    left, right = figures[0].axes
+    rows = [row for row in measured()["rows"] if (row["epoch"], row["samples"], row["sigma2"]) == (5, 10, 1e-6)]
+    for m, (bars, side) in enumerate([(left.containers[1], -1), (left.containers[3], 1)]):  # each after its error bars
+        assert [bar.get_height() for bar in bars] == [row["angle"] for row in rows if row["method"] == m]
+        assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == [pytest.approx(l + 0.2 * side) for l in (1, 2, 3)]
+        (_, y0), (_, y1) = left.containers[2 * m].lines[2][0].get_segments()[0]
+        assert y1 - y0 == pytest.approx(2 * 0.5) and (y0 + y1) / 2 == pytest.approx(bars[0].get_height())
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["NP", "DANP"]
+    assert [bar.get_height() for bars in right.containers for bar in bars] == [11, 21]  # with the clean pass
+    assert figures[0].get_suptitle() == "fc3, synthetic, epoch 5, σ² = 1e-06, K = 10, B = 20, 3 repeats"
+
+
 def test_angles_against_sigma2_and_epochs(tmp_path, drawn):
     alignment_plots.plot_sigma2(measured(), tmp_path / "p.png")
     assert [(p[0], p[2]["NP"]) for p in drawn[0]] == [("layer 2", ([1e-6, 1e-3], [pytest.approx(78.001), pytest.approx(79)]))]
