@@ -107,7 +107,7 @@ BIAS, EPS_HAT, GLOROT, UNIFORM, STANDARD = (("bias", True), ("optimizer", "adam-
 WHY_FC1 = variants(FC1, ("bp", "np"), *([option] for option in (BIAS, EPS_HAT, GLOROT, UNIFORM, STANDARD, ("lr", 5e-4), ("lr", 2e-3))))
 WHY_FC3 = variants(FC3, ("bp",), *([option] for option in (("lr", 5e-5), BIAS, EPS_HAT, GLOROT, UNIFORM, ("slope", 0.01))))
 WHY_CONV = (*variants(CONV, ("bp", "np", "anp", "danp"), [("padding", 1)]),
-            *variants(CONV, ("bp", "anp"), [STANDARD]),
+            *variants(CONV, ("bp", "anp", "dnp"), [STANDARD]),
             *variants(CONV, ("np",), [STANDARD], [BIAS], [("lr", 5e-4)]),
             *variants(CONV, ("np", "anp", "danp", "inp", "dinp"), [("lr", 1e-3)]),
             *variants(CONV, ("np", "anp"), [STANDARD, ("lr", 5e-4)], [STANDARD, ("lr", 1e-3)]),
@@ -158,7 +158,7 @@ RECIPES["why-fc1"] = Recipe("Table 3's fc1 with other readings of the text: bias
 RECIPES["why-fc3"] = Recipe("Table 3's fc3 with other readings of the text: rate, biases, Adam's epsilon, initial weights, slope",
                             "not in the paper", tuple(c for c in FC3 if c.method == "bp") + WHY_FC3, seeds=1)
 RECIPES["why-conv"] = Recipe("Table 3's convolutional network with other readings of the text: padding, pixels, biases, rate",
-                             "not in the paper", tuple(c for c in CONV if c.method not in ("dbp", "dnp")) + WHY_CONV, seeds=1)
+                             "not in the paper", tuple(c for c in CONV if c.method != "dbp") + WHY_CONV, seeds=1)
 RECIPES["why-tiny"] = Recipe("Table 4 at the paper's α = 1e-3, with He's weights, and DANP with Glorot's", "not in the paper",
                              WHY_TINY, seeds=1)
 
