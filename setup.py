@@ -9,8 +9,8 @@ extras = {
     "cuda12": ["cupy-cuda12x>=13"],
     "cuda13": ["cupy-cuda13x>=13.6"],
     "adapters": ["torch>=2.4", "jax>=0.4.34"],
-    "examples": ["matplotlib>=3.7", "pillow>=10", "tqdm>=4.60"],
-    "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "matplotlib>=3.7", "pillow>=10", "tqdm>=4.60"],
+    "examples": ["matplotlib>=3.8.4", "pillow>=10", "tqdm>=4.60"],
+    "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "matplotlib>=3.8.4", "pillow>=10", "tqdm>=4.60"],
 }
 
 setup(
@@ -21,7 +21,7 @@ setup(
     long_description_content_type="text/markdown",
     packages=["npref", "npref.datasets", "npref.oracle"],
     python_requires=">=3.10",
-    install_requires=["numpy>=2.0", "scipy>=1.11", "h5py>=3.11"],
+    install_requires=["numpy>=2.0", "scipy>=1.13", "h5py>=3.11"],
     extras_require=extras,
     classifiers=[
         "Programming Language :: Python :: 3",

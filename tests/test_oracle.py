@@ -73,7 +73,7 @@ def test_the_committed_file_is_what_is_written_today(tmp_path):
     a, b, c = (tmp_path / name for name in ("a.h5", "b.h5", "c.h5"))
     write(a, ["hand/*", "*/dense2-bias*", "danp/conv-stride-bias-k3", "*/layer-norm", "danp/signs", "*p/noisy-baseline-dense2"])
     assert write(b, ["hand/*", "*bp/dense2-bias"]) == write(c, ["hand/*", "*bp/dense2-bias"], processes=2) == 7
-    assert b.read_bytes() == c.read_bytes()
+    assert b.read_bytes() == c.read_bytes() or h5py.version.version_tuple < (3, 15)  # which writes the time into groups
     common = 0
     for case, outputs in read(a):
         if case.name not in NAMES:
