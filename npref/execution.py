@@ -5,6 +5,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import lru_cache
+from threading import Barrier
 from types import ModuleType
 
 import numpy as np
@@ -52,7 +53,8 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
     size = max(1, CACHE_BLOCK // max(1, width))
     blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
     workers = min(cores(), len(blocks))
-    if workers <= 1:
+    pool = _threads(workers - 1) if workers > 1 else None
+    if pool is None:
         if blocks:
             function(blocks)
         return
@@ -61,8 +63,8 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
     try:
         for part in parts[1:]:
             try:
-                others.append(_threads(workers - 1).submit(copy_context().run, function, part))  # the context has np.errstate
-            except RuntimeError:  # no more threads to be had, as when the interpreter is shutting down
+                others.append(pool.submit(copy_context().run, function, part))  # the context has np.errstate
+            except RuntimeError:  # the interpreter is shutting down
                 function(part)
         function(parts[0])
     finally:
@@ -192,7 +194,20 @@ def keep_freed_memory() -> None:
 
 @lru_cache
 def _threads(count):
-    return ThreadPoolExecutor(count, thread_name_prefix="npref")
+    """A pool whose threads have all been started; None where so many are not to be had.
+
+    `submit` queues before it starts a thread: what it failed to start one for would run all the same, as soon as another is free.
+    """
+    pool, started = ThreadPoolExecutor(count, thread_name_prefix="npref"), Barrier(count + 1)
+    try:
+        for _ in range(count):
+            pool.submit(started.wait)
+        started.wait()
+    except RuntimeError:
+        started.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        return None
+    return pool
 
 
 if hasattr(os, "register_at_fork"):

@@ -67,7 +67,7 @@ def test_an_error_is_raised_once_every_thread_has_ended(monkeypatch):
     assert sorted(ended) == [0, 2]
 
 
-def test_without_more_threads_the_caller_does_it_all(monkeypatch):
+def test_at_the_interpreters_end_the_caller_does_it_all(monkeypatch):
     class Full:
         def submit(self, *arguments):
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
@@ -78,6 +78,33 @@ def test_without_more_threads_the_caller_does_it_all(monkeypatch):
     done = []
     execution.in_blocks(np, done.extend, 5)
     assert sorted(b.start for b in done) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("to_be_had", [0, 1, 2])
+def test_without_more_threads_the_caller_does_it_all_once(to_be_had, monkeypatch):
+    """Also where a thread comes free, or can be had again, later."""
+    allowed, started, start = [to_be_had], [], threading.Thread.start
+
+    def limited(thread):
+        if len(started) >= allowed[-1]:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr(execution, "CACHE_BLOCK", 1)
+    monkeypatch.setattr(execution, "cores", lambda: 4)
+    execution._threads.cache_clear()
+    try:
+        done = [[], []]
+        execution.in_blocks(np, done[0].extend, 5)
+        allowed.append(100)
+        execution.in_blocks(np, done[1].extend, 5)
+        for thread in started:
+            thread.join(60)
+        assert len(started) == to_be_had and [sorted(b.start for b in blocks) for blocks in done] == [[0, 1, 2, 3, 4]] * 2
+    finally:
+        execution._threads.cache_clear()
 
 
 @pytest.mark.parametrize("subscripts, shapes", [
