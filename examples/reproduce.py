@@ -78,8 +78,12 @@ class Job:
         """Whether nothing is left to do where there is this log."""
         if self.log == "search.h5":
             return log["status"] == "finished" and log["config"]["epochs"] == self.epochs
-        return log["status"].startswith("diverged") or (
-            log["status"] == "finished" and len(log["rows"]) >= (self.epochs if self.log == "log.h5" else 0))
+        if log["status"].startswith("diverged"):
+            return True
+        if self.log == "alignment.h5":
+            return log["status"] == "finished"
+        further = len(log["rows"]) - self.epochs  # than is asked for here, and not to be cut short
+        return further > 0 or further == 0 and log["status"] == "finished"
 
     def done(self):
         path = self.folder / self.log

@@ -211,7 +211,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
         else:
             state = initial_state(config, network, backend.xp)
         if state.epoch >= config.epochs:
-            save(state, "finished", checkpoint=False)  # complete its log, should it have been killed before that
+            if state.epoch == config.epochs and not _diverged_before(out / "log.h5"):
+                save(state, "finished", checkpoint=False)  # complete its log, should it have been killed before that
             raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
         rule, decorrelate = rules.split_method(config.method)
         x, y = (backend.xp.asarray(a[:MEASURED]) for a in (data.x_train, data.y_train))
@@ -304,6 +305,14 @@ def _save_checkpoint(path, config, environment, state):
         arrays |= {f"optimizer/{name}/{i}": to_host(a) for name in ("m", "v") for i, a in enumerate(getattr(state.adam, name))}
         counters["t"] = state.adam.t
     runlog.write_checkpoint(path, asdict(config), environment, state.rows, arrays, counters)
+
+
+def _diverged_before(path):
+    """Whether the log says that its run diverged after its last checkpoint."""
+    try:
+        return runlog.read_log(path)["status"].startswith("diverged")
+    except (OSError, ValueError):  # missing or damaged
+        return False
 
 
 def params_from(arrays, xp=np):

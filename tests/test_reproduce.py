@@ -123,6 +123,18 @@ def test_a_log_behind_its_checkpoint_is_completed(run, tmp_path):
     assert code == 0 and err == "" and "of 2 epochs" in out and read_log(path)["rows"] == log["rows"], (out, err)
 
 
+def test_a_run_that_went_further_is_not_cut_short(run, tmp_path):
+    """Stopped or not: it has all epochs that are asked for."""
+    words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL]
+    assert run(*words, "--epochs", "3")[0] == 0
+    path = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
+    log = read_log(path)
+    write_log(path, log["config"] | {"epochs": 50}, log["environment"], log["rows"], "interrupted")
+    before = path.read_bytes()
+    code, out, err = run(*words, "--epochs", "2")
+    assert (code, err) == (0, "") and "1 of 1 runs are done already" in out and path.read_bytes() == before
+
+
 def test_what_is_recorded_stays(run, tmp_path):
     """While a recorded run is taken further, or measured on part of the test set, what was recorded of it is kept."""
     def put(name, epochs, status, **more):

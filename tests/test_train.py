@@ -198,6 +198,23 @@ def test_a_file_is_no_folder(tmp_path):
         train(Config(**SMALL), small_data(), tmp_path / "r")
 
 
+@pytest.mark.parametrize("status, epochs, then", [
+    ("interrupted", 2, "interrupted"), ("running", 2, "running"), ("interrupted", 3, "finished"),
+    ("diverged: np diverged in epoch 4", 2, None), ("diverged: np diverged in epoch 4", 3, None)])
+def test_what_is_refused_leaves_the_log_as_it_was(tmp_path, status, epochs, then):
+    """But for a run of just so many epochs, which is finished now."""
+    config, data = Config(method="np", **SMALL), small_data()
+    list(train(config, data, tmp_path))
+    log = runlog.read_log(tmp_path / "log.h5")
+    runlog.write_log(tmp_path / "log.h5", log["config"] | {"epochs": 100}, log["environment"], log["rows"], status)
+    before = (tmp_path / "log.h5").read_bytes()
+    with pytest.raises(ValueError, match="has finished 3 epochs already"):
+        train(replace(config, epochs=epochs), data, tmp_path, resume=True)
+    log = runlog.read_log(tmp_path / "log.h5")
+    assert log["status"] == (then or status) and log["config"]["epochs"] == (3 if then == "finished" else 100)
+    assert then == "finished" or (tmp_path / "log.h5").read_bytes() == before
+
+
 def test_resuming_a_finished_run_completes_its_log(tmp_path):
     """As after a kill between the last checkpoint and the last log."""
     config, data = Config(method="np", **SMALL), small_data()
