@@ -211,10 +211,10 @@ def _opened(path):
 @contextmanager
 def _replacing(path):
     """Build the file in memory, then put it on the disk with plain writes: HDF5 does not take a full disk well."""
-    with h5py.File(Path(path).name, "w", driver="core", backing_store=False) as file:
+    memory = io.BytesIO()  # HDF5's own driver for files in memory tells them apart by their names, for all threads
+    with h5py.File(memory, "w") as file:
         yield file
-        file.flush()
-        image = file.id.get_file_image()
+    image = memory.getbuffer()
     replace_file(path, _user_block(image), image)
 
 

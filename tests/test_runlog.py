@@ -34,6 +34,15 @@ def test_checkpoint_round_trip_is_exact(tmp_path):
         assert saved["arrays"][name].dtype == array.dtype and saved["arrays"][name].tobytes() == array.tobytes()
 
 
+def test_two_logs_are_written_at_once(tmp_path):
+    """As by two trainings on two threads."""
+    with runlog._replacing(tmp_path / "a" / "log.h5") as one, runlog._replacing(tmp_path / "b" / "log.h5") as two:
+        for folder, file in (("a", one), ("b", two)):
+            (tmp_path / folder).mkdir()
+            runlog._write_head(file, {"folder": folder}, {}, ROWS, "running")
+    assert [runlog.read_log(tmp_path / folder / "log.h5")["config"]["folder"] for folder in "ab"] == ["a", "b"]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "log.h5"
     runlog.write_log(path, {"run": 1}, {}, ROWS, "running")
