@@ -268,7 +268,7 @@ def _epochs_of(config, network, data, moments, xp, state, save, progress, stop):
             row = _epoch_row(config, network, state, step, (x_train, y_train), (x_test, y_test), moments)
             state = State(state.params, state.adam, epoch=state.epoch + 1, rows=[*state.rows, row])
             save(state, "running" if state.epoch < config.epochs else "finished")
-            yield row
+            yield dict(row)  # the caller's to change
     except Diverged as error:
         save(state, f"diverged: {error}", checkpoint=False)
         raise

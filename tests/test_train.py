@@ -215,6 +215,13 @@ def test_what_is_refused_leaves_the_log_as_it_was(tmp_path, status, epochs, then
     assert then == "finished" or (tmp_path / "log.h5").read_bytes() == before
 
 
+def test_the_rows_are_the_callers_to_change(tmp_path):
+    for row in train(Config(method="np", **SMALL), small_data(), tmp_path):
+        row["test_accuracy"] = 100.0
+        row["mine"] = 1
+    assert all(row["test_accuracy"] <= 1 and "mine" not in row for row in runlog.read_log(tmp_path / "log.h5")["rows"])
+
+
 def test_resuming_a_finished_run_completes_its_log(tmp_path):
     """As after a kill between the last checkpoint and the last log."""
     config, data = Config(method="np", **SMALL), small_data()
