@@ -12,14 +12,15 @@ Each repeat is a step with noise of its own, which no training step has.
 
 import argparse
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from cifar10 import FLAGS, Bar, add_place_flags, any_letters, begin, changes, exit_code, load_data, new_folder, plotter
+from cifar10 import FLAGS, Bar, add_place_flags, any_letters, begin, changes, exit_code, load_data, new_folder, plotter, warn_in_lines
 
-from npref import METHODS, bp_update, get_backend, init_params, split_method
+from npref import METHODS, bp_update, get_backend, init_params, precision, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
 from npref.batches import input_moments, prepare, targets
 from npref.command_line import Parser
@@ -81,12 +82,22 @@ def main(arguments=None):
 
 
 def run(args, given, stop):
-    say = (lambda *words: None) if args.quiet else lambda *words: print(*words, flush=True)
-    out, saved = args.out, None
+    out = args.out
     if args.resume is not None:
         out = args.out if args.resume is True else args.resume
         if out is None or (args.out is not None and args.out != out):
             raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
+    with ExitStack() as held:
+        there = out is not None and out.is_dir()
+        if there:  # what is read there from here on, nobody else is writing
+            held.callback(unlock, lock(out))
+        return measure_in(out, None if there else held, args, given, stop)
+
+
+def measure_in(out, held, args, given, stop):
+    """Measure in a folder that is locked already or, given an ExitStack for the lock, is made and locked here (None: a new one)."""
+    say, saved = (lambda *words: None) if args.quiet else lambda *words: print(*words, flush=True), None
+    if args.resume is not None:
         saved = read_log(out / "alignment.h5")
         if not saved["config"].keys() <= DEFAULTS.keys():
             raise ValueError(f"{out / 'alignment.h5'} is not of a measurement of angles, or of another version of npref")
@@ -104,11 +115,12 @@ def run(args, given, stop):
         say(f"note: {changes(saved['environment'], record)}: angles may differ in their last digits from those kept")
     if 0 in config["epochs"] and any(split_method(method)[1] for method in config["methods"]):
         say("note: at epoch 0 R is I, so that a decorrelated method gives its plain form's angles")
-    out = out or new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-alignment-{config['arch']}-{data.name}")
+    if held is not None:
+        out = out or new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-alignment-{config['arch']}-{data.name}")
+        out.mkdir(parents=True, exist_ok=True)
+        held.callback(unlock, lock(out))
     if not saved and (out / "alignment.h5").exists():
         raise FileExistsError(f"{out} holds a measurement already (alignment.h5): resume it, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    held = lock(out)
     bar = Bar(args.quiet, unit="pass")
     try:
         log = measure_all(Work(config, data, backend.xp, out, record, bar, stop, say, args.quiet), groups)
@@ -118,7 +130,6 @@ def run(args, given, stop):
         raise Diverged(f"{error}; what is finished is in {out}") from None
     finally:
         bar.close()
-        unlock(held)
     print(table(log))
     print(f"log: {out / 'alignment.h5'}")
     for picture in draw(plots, log, out) if plots else []:
@@ -275,6 +286,10 @@ def measure(work, network, params, x, t, group, tick):
     (m, epoch, sigma2), config = group, work.config
     method = config["methods"][m]
     rule = measured_config(config, method, sigma2)
+    if epoch == config["epochs"][0]:
+        with warn_in_lines():
+            few = slice(precision.MEASURED)
+            precision.warn_of_rounding(rule, precision.rounding_error(compute_update, rule, network, params, x[few], t[few]))
     exact = bp_update(network, params, x, t, loss=config["loss"]).dW
     found, spreads = {K: [] for K in config["samples"]}, {}
     stops = sorted({*found, *range(PIECE, config["samples"][-1], PIECE)})
@@ -311,13 +326,13 @@ def table(log):
     config, rows = log["config"], log["rows"]
     L = max(row["layer"] for row in rows)
     quantities = [("angle", "8.2f")] + ([("bias2", "8.3g"), ("variance", "8.3g")] if config["split"] else [])
-    head = f"{'method':<6} {'epoch':>5} {'sigma2':>7} {'K':>5} {'passes':>6}  {'':<8} "
+    head = f"{'method':<6} {'epoch':>5} {'sigma2':>9} {'K':>5} {'passes':>6}  {'':<8} "
     lines = [head + "".join(f"{f'layer {l}':>9}" for l in range(1, L + 1))]
     for i in range(0, len(rows), L):  # the layers of a K stand together
         row = rows[i]
         for name, form in quantities:
-            start = (f"{config['methods'][row['method']]:<6} {row['epoch']:>5} {row['sigma2']:>7.0e} {row['samples']:>5} {row['passes']:>6}"
-                     if name == "angle" else " " * 33)
+            start = (f"{config['methods'][row['method']]:<6} {row['epoch']:>5} {row['sigma2']:>9.4g} {row['samples']:>5} {row['passes']:>6}"
+                     if name == "angle" else " " * 35)
             lines.append(f"{start}  {name:<8} " + "".join(f" {format(rows[i + l][name], form)}" for l in range(L)))
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ import importlib
 import signal
 import sys
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import datetime
 from itertools import count
@@ -213,14 +213,27 @@ def run(args, given, stop):
     return 0
 
 
-def begin(*arguments, **named):
-    """train(...), with what it warns of put as one line each on stderr."""
-    with warnings.catch_warnings(record=True) as caught:
+@contextmanager
+def warn_in_lines():
+    """What is warned of meanwhile is put as one line each on stderr, the same line once."""
+    said = set()
+
+    def show(message, *details, **more):
+        line = "warning: " + " ".join(str(message).split())
+        if line not in said:
+            print(line, file=sys.stderr)
+        said.add(line)
+
+    with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        epochs = train(*arguments, **named)
-    for warning in caught:
-        print("warning: " + " ".join(str(warning.message).split()), file=sys.stderr)
-    return epochs
+        warnings.showwarning = show
+        yield
+
+
+def begin(*arguments, **named):
+    """train(...), with what it warns of in lines."""
+    with warn_in_lines():
+        return train(*arguments, **named)
 
 
 def summary(rows):

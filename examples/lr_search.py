@@ -9,18 +9,15 @@ say. A table is printed and a picture drawn.
 
 import math
 import sys
-import warnings
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
-from cifar10 import FLAGS, add_flags, add_place_flags, any_letters, exit_code, given_flags, load_data, new_folder, plotter
+from cifar10 import FLAGS, add_flags, add_place_flags, any_letters, exit_code, given_flags, load_data, new_folder, plotter, warn_in_lines
 
 from npref import get_backend
 from npref.command_line import Parser
 from npref.config import Config
-from npref.decorrelation import OvershootWarning
-from npref.precision import NoiseFloorWarning
 from npref.runlog import environment, lock, read_log, unlock, write_log
 from npref.train import Diverged, Interrupted, train
 
@@ -119,9 +116,7 @@ def run(args, stop):
             f"seed {' '.join(map(str, args.seeds))}")
         for row in rows:
             say(line(row))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NoiseFloorWarning)
-            warnings.simplefilter("ignore", OvershootWarning)
+        with warn_in_lines():
             for row in search(config, data, args.start, seeds=args.seeds, factor=args.factor, patience=args.patience, most=args.most,
                               rows=rows, stop=stop):
                 rows.append(row)

@@ -101,7 +101,7 @@ def test_angles_bias_and_variance_are_those_of_the_rule(run):
             assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
     lines = out.splitlines()
     assert lines[0] == "data: synthetic images with 1/f correlations; 40 training samples"
-    assert "inp        0   1e-05     3     15  angle   " in out and lines[-1] == "log: r/alignment.h5"
+    assert "inp        0     1e-05     3     15  angle   " in out and lines[-1] == "log: r/alignment.h5"
     assert f"{log['rows'][-1]['angle']:8.2f}" in lines[-4] and f"{log['rows'][-1]['variance']:8.3g}" in lines[-2]
 
 
@@ -262,9 +262,47 @@ def test_divergence_exits_with_3(run):
     assert log_of("r")["status"].startswith("diverged") and len(log_of("r")["rows"]) == 5
 
 
-def test_noise_below_rounding_gets_one_line_in_training_and_none_in_a_sweep(run):
-    code, _, err = run("--methods", "np", *TRAINED, "--samples", 1, "--sigma2", 1e-14, "--train-sigma2", 1e-14)
-    assert code == 0 and err.startswith("warning: sigma2=1e-14 is too small for float32: ") and err.count("\n") == 1
+def test_noise_below_rounding_gets_a_line(run):
+    """For each σ² of a sweep, at the first epoch, and where a network is trained with it."""
+    code, _, err = run("--methods", "np", *TRAINED, "--samples", 1, "--sigma2", 1e-14, 1e-6, "--train-sigma2", 1e-15)
+    lines = err.splitlines()
+    assert code == 0 and len(lines) == 2 and all(line.startswith("warning: sigma2=1e-1") for line in lines)
+    assert lines[0].startswith("warning: sigma2=1e-14 is too small for float32: ") and "sigma2=1e-15" in lines[1]
+
+
+def test_the_table_tells_variances_apart(run):
+    out = run("--methods", "np", "--samples", 1, "--sigma2", 1.5e-6, 2e-6, 0.123456)[1]
+    rows = [line.split() for line in out.splitlines() if " angle " in line]
+    assert [row[2] for row in rows] == ["1.5e-06", "2e-06", "0.1235"]
+    assert len({line.index(" angle ") for line in out.splitlines() if " angle " in line}) == 1
+
+
+def test_a_measurement_that_another_process_is_at_is_left_to_it(run):
+    arguments = ["--methods", "np", "--samples", 1, "--out", "r"]
+    assert run(*arguments)[0] == 0
+    before, held = Path("r/alignment.h5").read_bytes(), runlog.lock("r")
+    try:
+        for more in ([], ["--resume"]):
+            code, _, err = run(*arguments, *more)
+            assert code == 2 and "another process is writing the run in r" in err and err.count("\n") == 1
+    finally:
+        runlog.unlock(held)
+    assert Path("r/alignment.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_folder_is_taken_before_it_is_read(run, monkeypatch, resume):
+    """What is read of a measurement, or found not to be there, another process cannot have changed by the time of writing."""
+    arguments = ["--methods", "np", "--samples", 1, "--out", "r"]
+    if resume:
+        assert run(*arguments)[0] == 0
+    else:
+        os.mkdir("r")
+    read, exists, taken = runlog.read_log, Path.exists, []
+    monkeypatch.setattr(example, "read_log", lambda path: taken.append(runlog.locked("r")) or read(path))
+    monkeypatch.setattr(Path, "exists", lambda path: path.name == "alignment.h5" and taken.append(runlog.locked("r")) or exists(path))
+    assert run(*arguments, *(["--resume"] if resume else []))[0] == 0
+    assert taken and all(taken) and not exists(Path("r/.lock"))
 
 
 def test_an_existing_measurement_is_refused_or_resumed(run):

@@ -94,6 +94,13 @@ def test_command(tmp_path, capsys):
     assert capsys.readouterr().out.count("lr ") == 0
 
 
+def test_what_is_warned_of_gets_one_line_for_all_rates(tmp_path, capsys):
+    arguments = [*TINY, "--method", "np", "--sigma2", "1e-14", "--start", "1e-6", "--most", "3", "--no-plot", "--quiet"]
+    assert lr_search.main([*arguments, "--out", str(tmp_path / "s")]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("warning: sigma2=1e-14 is too small for float32: ") and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("words, message", [
     (["--start", "0"], "--start must be above 0 and finite, got 0.0"),
     (["--factor", "1"], "--factor must be above 1 and finite, got 1.0"),
