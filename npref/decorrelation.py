@@ -141,7 +141,16 @@ def mean_squared_correlation(x_star):
         return xp.zeros(())
     largest = abs(x_star).max(axis=0)
     x_star = x_star / xp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
-    length2 = contract(xp, "mi,mi->i", x_star, x_star)
-    z = x_star / xp.sqrt(xp.where(length2 > 0, length2, 1))  # columns of length 1 (or 0)
-    gram = z.T @ z if n <= M else z @ z.T  # both have the same sum of squares, Σ_ij c_ij²
-    return xp.maximum(xp.sum(gram * gram) - xp.sum(length2 > 0), 0) / (n * (n - 1))
+    if n <= M:
+        gram = x_star.T @ x_star  # (n, n)
+        length2 = gram.reshape(-1)[:: n + 1]  # its diagonal
+        length = xp.sqrt(xp.where(length2 > 0, length2, 1))
+        c = gram / length[:, None] / length
+        c.reshape(-1)[:: n + 1] = 0  # ones, that would round away what is left
+        total = xp.sum(c * c, dtype=xp.float64)
+    else:
+        length2 = contract(xp, "mi,mi->i", x_star, x_star)
+        z = x_star / xp.sqrt(xp.where(length2 > 0, length2, 1))  # columns of length 1 (or 0)
+        gram = z @ z.T  # (M, M), with the same sum of squares as zᵀz, Σ_ij c_ij²
+        total = xp.maximum(xp.sum(gram * gram, dtype=xp.float64) - xp.sum(length2 > 0), 0)
+    return total / (n * (n - 1))

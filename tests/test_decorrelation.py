@@ -159,6 +159,12 @@ def test_measure_of_independent_inputs_is_one_over_M():
         assert float(mean_squared_correlation(x)) == pytest.approx(1 / M, rel=0.1)
 
 
+def test_little_correlation_in_many_rows_is_not_rounded_away():
+    x = np.random.default_rng(0).normal(size=(200_000, 9))
+    exact = float(mean_squared_correlation(x))
+    assert exact < 1e-5 and float(mean_squared_correlation(x.astype(np.float32))) == pytest.approx(exact, rel=1e-3)
+
+
 @pytest.mark.parametrize("M", [5, 9])
 def test_either_way_of_computing_the_update_is_the_equation(M):
     """Fewer rows than inputs and more: two forms of one rule, at the shapes where they meet."""
