@@ -131,11 +131,14 @@ def exit_code(work):
     """work(stop), with signals and errors made into one line and an exit code; stop() tells whether a signal has come."""
     stopping = []
     try:
-        def ask(number, frame):  # the first signal asks for a clean stop, a second is obeyed at once
+        def ask(number, frame):  # the first signal asks for a clean stop, the second ends it here, a third would do so anywhere
             stopping.append(number)
+            if len(stopping) > 1:
+                for each in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(each, signal.SIG_DFL)
+                raise SystemExit(128 + number)
             if sys.stderr is not None and sys.stderr.isatty():
                 print("stopping after this step; once more to stop at once", file=sys.stderr)
-            signal.signal(number, signal.SIG_DFL)
 
         signal.signal(signal.SIGINT, ask)
         signal.signal(signal.SIGTERM, ask)

@@ -367,6 +367,29 @@ def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number):
     assert process.returncode == 0 and weights(out) == uninterrupted
 
 
+def test_a_second_signal_ends_it_where_it_is_but_cleanly(monkeypatch):
+    handlers, told = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, []
+
+    def work(stop):
+        try:
+            assert not stop()
+            os.kill(os.getpid(), signal.SIGINT)
+            told.append(stop())
+            os.kill(os.getpid(), signal.SIGTERM)
+            told.append("went on")
+        finally:
+            told.append("put in order")
+
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cifar10.exit_code(work)
+        assert ended.value.code == 128 + signal.SIGTERM and told == [True, "put in order"]
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # for a third
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def test_a_terminal_without_greek(tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, *TINY, "--out", tmp_path / "r"], capture_output=True,
                           env={**os.environ, "PYTHONIOENCODING": "ascii"})

@@ -366,6 +366,26 @@ def test_a_stop_loses_less_than_an_epoch(tmp_path):
         {k: v for k, v in row.items() if k != "seconds"} for row in whole]
 
 
+def test_two_signals_in_a_row_leave_nothing_running(tmp_path):
+    process = subprocess.Popen([sys.executable, ROOT / "examples/reproduce.py", "run", "v2-figure3", "--synthetic", "--archs", "fc1",
+                                "--methods", "dnp", "--seeds", "0", "--limit-train", "200", "--epochs", "100000", "--runs", tmp_path / "a",
+                                "--results", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "a/synthetic-fc1-dnp-limit-train-200-s0"
+    while not ((folder / "log.h5").exists() and read_log(folder / "log.h5")["rows"]):
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.03)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, (out, err)
+    end = time.monotonic() + 60
+    while locked(folder):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert read_log(folder / "log.h5")["status"] == "interrupted"
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_another_process_is_working_on_is_waited_for(run, tmp_path, finished):
     """It is run if the other process leaves it unfinished, and not if that has done it."""
