@@ -1,4 +1,5 @@
 import hashlib
+import os
 import subprocess
 import sys
 import tarfile
@@ -297,6 +298,20 @@ def test_fetch(archive, tmp_path):
     (folder / "a.bin").unlink()
     datasets.fetch(spec, tmp_path / "data", url="file:///nowhere")  # the verified download is there: no network needed
     assert (folder / "a.bin").exists()
+
+
+def test_two_fetches_at_once(archive, tmp_path, monkeypatch):
+    packed, spec = archive
+    pid, fetched = os.getpid(), []
+
+    def in_between(done, size):
+        if not fetched:
+            monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+            fetched.append(datasets.fetch(spec, tmp_path / "data", url=packed.as_uri()))
+            monkeypatch.setattr(os, "getpid", lambda: pid)
+
+    assert datasets.fetch(spec, tmp_path / "data", url=packed.as_uri(), report=in_between) == fetched[0]
+    assert sorted(p.name for p in (tmp_path / "data").rglob("*")) == ["a.bin", "b.bin", "box", "box.tar.gz"]
 
 
 def test_fetch_that_goes_wrong(archive, tmp_path):

@@ -91,7 +91,7 @@ def _is_here(archive, packed, check):
 
 def _renew(archive, packed, url, timeout, report, check):
     algorithm, known = _known(archive, packed)
-    part = packed.with_name(packed.name + ".part")
+    part = packed.with_name(f"{packed.name}.{os.getpid()}.part")  # another process may be fetching it, too
     try:
         _download(url, part, archive.size, timeout, report)
         size, found = part.stat().st_size, file_digest(part, algorithm)
@@ -145,7 +145,7 @@ def _matches(name, pattern):
 
 
 def _write(path, content):
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(content)
     os.replace(part, path)
 
@@ -166,7 +166,7 @@ def _download(url, part, size, timeout, report):
                     if size is not None and done > size:
                         break  # not the expected file, and perhaps an endless one
                     if done > MOST:
-                        raise ValueError(f"more than {MOST} bytes, which cannot be {part.stem}")
+                        raise ValueError(f"more than {MOST} bytes, which cannot be {Path(part.stem).stem}")
                     if report and (size or announced):
                         report(done, size or int(announced))
             if announced and done != int(announced):
