@@ -169,8 +169,15 @@ def unlock(file):
 
 
 def replace_file(path, *parts):
-    """Put the bytes of `parts` in a file's place, all or nothing: written beside it, flushed to the disk, and renamed."""
-    path = Path(path)
+    """Put the bytes of `parts` in a file's place, all or nothing: written beside it, flushed to the disk, and renamed.
+
+    A link stays, and the file that it leads to is replaced. What is no plain file, as a device or a pipe, is written to.
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        with open(path, "wb") as file:
+            file.writelines(parts)
+        return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as raw:

@@ -34,6 +34,23 @@ def test_checkpoint_round_trip_is_exact(tmp_path):
         assert saved["arrays"][name].dtype == array.dtype and saved["arrays"][name].tobytes() == array.tobytes()
 
 
+def test_a_link_stays_and_what_is_no_file_is_written_to(tmp_path):
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    runlog.replace_file(link, b"n", b"ew")
+    assert link.is_symlink() and target.read_bytes() == b"new" and sorted(os.listdir(tmp_path)) == ["link", "target"]
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        runlog.replace_file(pipe, b"n", b"ew")
+        assert os.read(reader, 10) == b"new" and not pipe.is_file() and pipe.exists()
+    finally:
+        os.close(reader)
+    with pytest.raises(IsADirectoryError):
+        runlog.replace_file(tmp_path, b"new")
+
+
 def test_two_logs_are_written_at_once(tmp_path):
     """As by two trainings on two threads."""
     with runlog._replacing(tmp_path / "a" / "log.h5") as one, runlog._replacing(tmp_path / "b" / "log.h5") as two:
