@@ -33,7 +33,7 @@ def _source(xp, seed, stream, counter, samples=1):
     if not 0 <= seed < 2**64 or int(seed) != seed:
         raise ValueError(f"seed must be a whole number in [0, 2^64), got {seed}")
     if xp is np:
-        whole = sum(c << 64 * i for i, c in enumerate(counter))
+        whole = sum(int(c) << 64 * i for i, c in enumerate(counter))
         bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256)
         return lambda blocks: bits.random_raw(4 * blocks)  # NumPy counts up before it makes a block, hence the - 1
     first, *rest = counter

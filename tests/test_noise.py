@@ -191,3 +191,10 @@ def test_uniforms_and_permutations_are_where_the_docstring_says():
 def test_a_permutation_keeps_the_order_of_equal_words(monkeypatch):
     monkeypatch.setattr(noise, "words", lambda *where: np.arange(1000, dtype=np.uint64) % 2)
     assert noise.permutation(0, 0, 1000).tolist() == [*range(0, 1000, 2), *range(1, 1000, 2)]
+
+
+def test_numpys_integers_count_as_pythons():
+    for step, layer, k in ((np.int64(5), np.int32(1), np.arange(2)),):
+        where = dict(seed=3, rows=range(3), dtype="float64")
+        one = noise.draw(np, "gaussian", (4,), 1.0, step=step, layer=layer, samples=k, **where)
+        assert np.array_equal(one, noise.draw(np, "gaussian", (4,), 1.0, step=5, layer=1, samples=range(2), **where))

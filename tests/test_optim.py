@@ -62,6 +62,18 @@ def test_dtype_is_kept(dtype):
     assert w[0].dtype == state.m[0].dtype == state.v[0].dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.bool_, np.int64, np.float16, np.float64])
+def test_updates_of_another_dtype_are_the_numbers_that_they_are(dtype):
+    """Small integers' squares would overflow, and half precision's."""
+    d = np.array([1, 0, 1] if dtype == np.bool_ else [100, 0, 25]).astype(dtype) * (10 if dtype == np.float16 else 1)
+    parts = [[np.ones(3, dtype=np.float32)] for _ in range(2)]
+    states = [init_adam(p) for p in parts]
+    for p, state, update in zip(parts, states, (d, d.astype(np.float64))):
+        adam_step(p, [update], state, 0.1)
+    assert np.array_equal(parts[0][0], parts[1][0]) or np.allclose(parts[0][0], parts[1][0], rtol=1e-7)
+    assert np.allclose(states[0].v[0], 0.001 * d.astype(float) ** 2, rtol=1e-6) and states[0].v[0].dtype == np.float32
+
+
 def test_memory_that_cannot_change_in_place_is_refused():
     w = [np.ones((3, 2)).T]
     with pytest.raises(ValueError, match="C-contiguous"):
