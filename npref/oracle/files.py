@@ -83,8 +83,11 @@ def _mapping(processes):
         try:
             yield shared
         except BaseException as error:
-            for process in set(active_children()) - set(others):
+            pool.shutdown(wait=False, cancel_futures=True)  # or it would fail to tell those that wait already
+            for process in (started := set(active_children()) - set(others)):
                 process.kill()  # rather than wait for what it is at
+            for process in started:
+                process.join()
             if isinstance(error, BrokenProcessPool):
                 raise OSError("a process that computed cases was killed, perhaps for memory: nothing was written, try again") from error
             raise
