@@ -36,7 +36,7 @@ def search(config, data, start, *, seeds=(0,), factor=2.0, patience=3, most=MOST
     while not ended(rows, patience, most):
         if math.log(start) + len(rows) * math.log(factor) > math.log(sys.float_info.max):
             return  # the next rate is no number
-        lr = start * factor ** len(rows)
+        lr = rate(start, factor, len(rows))
         row = dict.fromkeys(ROW, 0.0) | {"lr": lr}
         try:
             for seed in seeds:
@@ -47,6 +47,11 @@ def search(config, data, start, *, seeds=(0,), factor=2.0, patience=3, most=MOST
             row |= dict.fromkeys(ROW[1:-1], math.nan)
         rows.append(row)
         yield row
+
+
+def rate(start, factor, n):
+    """start * factor**n, also where the power alone would be too large a number."""
+    return math.prod([start, *[factor] * n])
 
 
 def ended(rows, patience, most=MOST):
@@ -124,7 +129,7 @@ def run(args, stop):
                 say(line(row))
         write_log(path, about, env, rows, "finished")
     except Interrupted as error:
-        raise Interrupted(f"{error} with lr {args.start * args.factor ** len(rows):g}; the {len(rows)} rates before it are in {out}: "
+        raise Interrupted(f"{error} with lr {rate(args.start, args.factor, len(rows)):g}; the {len(rows)} rates before it are in {out}: "
                           "go on with the same command and --out") from None
     finally:
         unlock(held)

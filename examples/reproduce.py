@@ -98,7 +98,7 @@ def parse(arguments):
     parser = Parser(description="Run, tabulate and draw the paper's tables and figures.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--runs", type=folder, default=Path("runs/reproduce"), help="folder of the runs (default: runs/reproduce)")
+    shared.add_argument("--runs", type=folder, help="folder of the runs (default: runs/reproduce)")
     shared.add_argument("--results", type=folder, help="recorded results (default: data/results)")
     names = dict(choices=[*RECIPES, *NOT_RUN], metavar="NAME", help="a table or figure, as `list` names them")
     shown = argparse.ArgumentParser(add_help=False, parents=[shared])
@@ -142,6 +142,9 @@ def parse(arguments):
     reads = args.command in ("list", "table", "plot") or getattr(args, "missing", False)
     if reads and args.results is not None and not args.results.is_dir():
         parser.error(f"--results names a folder that is there, got {args.results}")
+    if args.command != "run" and args.runs is not None and not args.runs.is_dir():
+        parser.error(f"--runs names a folder that is there, got {args.runs}")
+    args.runs = args.runs or Path("runs") / "reproduce"
     args.results = args.results or HERE.parent / "data" / "results"
     if args.command == "run" and args.synthetic and args.data_dir is not None:
         parser.error("--data-dir has no effect with --synthetic: leave one out")
@@ -192,8 +195,17 @@ def run(args, stop):
         if name in NOT_RUN:
             print(f"{name}: nothing to run, {NOT_RUN[name]}")
     names = [name for name in dict.fromkeys(args.names) if name in RECIPES]
+    for name in names:
+        if RECIPES[name].cells and not cells_of(name, args):
+            print(f"{name}: no cell is left by --methods, --archs and --samples", flush=True)
     chosen = {name: found for name in names if (found := data_set(name, args))}
-    recorded = gather(args.results, None)
+    try:
+        recorded = gather(args.results, None)
+    except ValueError as error:  # a damaged one
+        if args.missing:
+            raise
+        print(f"note: no estimate of times ({error})", flush=True)
+        recorded = {}
     results = recorded if args.missing else {}
     jobs = wanted((job for name, data in chosen.items() for job in [*search_jobs(name, data, args), *alignment_jobs(name, data, args)]),
                   results)
@@ -222,10 +234,14 @@ def check_effect(args):
         for flag in ("seeds", "methods", "archs", "samples"):
             if getattr(args, flag):
                 raise ValueError(f"--{flag} has no effect on a measurement of angles, which is run as a whole: leave it out")
-    elif args.seeds and all(recipe.searches_only for recipe in recipes):
-        raise ValueError("--seeds has no effect on a search for learning rates, which has its own: leave it out")
     elif not any(recipe.alignment or cells_of(name, args) for name, recipe in RECIPES.items() if name in args.names):
         raise ValueError(f"no cell of {', '.join(args.names)} is left by --methods, --archs and --samples: nothing to run")
+    if all(recipe.searches_only for recipe in recipes):
+        if args.seeds:
+            raise ValueError("--seeds has no effect on a search for learning rates, which has its own: leave it out")
+        if args.epochs and args.epochs > (most := max(recipe.search_epochs for recipe in recipes)):
+            raise ValueError(f"--epochs {args.epochs} has no effect on a search for learning rates, which tries each for {most}: "
+                             "leave it out, or give fewer")
     if (args.dedup or args.split_test) and not any(cell.dataset == "sarcos" for recipe in recipes for cell in recipe.cells):
         raise ValueError(f"--{'dedup' if args.dedup else 'split-test'} has no effect without SARCOS: leave it out")
 
@@ -495,6 +511,8 @@ def show_table(args, stop):
     names = [name for name in args.names or RECIPES if name in RECIPES]
     logs = shown_logs(args)
     if args.until is not None:
+        if not any(RECIPES[name].cells and not RECIPES[name].searches_only for name in names):
+            raise ValueError("--until has no effect on searches for learning rates and measurements of angles: leave it out")
         for log in logs.values():
             if kind_of(log) == "train" and len(log["rows"]) >= args.until:
                 log |= {"rows": log["rows"][: args.until], "status": "finished"}  # what came later does not count

@@ -222,6 +222,16 @@ def test_plot(run, flags):
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
+def test_a_finished_run_is_drawn(run):
+    pytest.importorskip("matplotlib")
+    assert run("--method", "bp", "--out", "r")[0] == 0
+    before = runlog.read_log("r/log.h5")
+    code, out, err = run("--resume", "r", "--plot", tiny=False)
+    assert (code, out, err) == (0, "picture: r/curves.png\n", "") and os.path.exists("r/curves.png")
+    assert runlog.read_log("r/log.h5") == before
+    assert run("--resume", "r", "--no-plot", tiny=False)[0] == 2  # nothing to do
+
+
 def test_plot_without_matplotlib(run, monkeypatch):
     for name in [m for m in sys.modules if m == "plots" or m.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)

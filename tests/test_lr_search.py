@@ -56,6 +56,11 @@ def test_it_doubles_until_it_is_worse(data):
     assert [row["train_loss"] for row in more] == losses[3:]
 
 
+def test_a_factor_whose_powers_are_no_numbers(data):
+    found = [row["lr"] for row in lr_search.search(CONFIG, data, 1e-300, factor=1e200, patience=9)]
+    assert found == pytest.approx([1e-300, 1e-100, 1e100], rel=1e-9)  # the last diverges
+
+
 def test_divergence_ends_it(data):
     rows = list(lr_search.search(CONFIG, data, 1e35, factor=1e3))
     assert math.isnan(rows[-1]["train_loss"]) and math.isnan(rows[-1]["test_accuracy"]) and len(rows) <= 2

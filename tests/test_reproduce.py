@@ -460,6 +460,11 @@ def test_processes_share_the_cores(tmp_path, monkeypatch, jobs, set_already, exp
     (["plot", "v2-figure3"], "v2-figure3 has not been run: expected runs of it in"),
     (["run", "v2-table3", "--backend", "cupy"], "cupy"),
     (["run", "v1-table2", "--seeds", "1"], "--seeds has no effect on a search for learning rates"),
+    (["run", "v1-table2", "--epochs", "3"], "--epochs 3 has no effect on a search for learning rates, which tries each for 2: leave it"),
+    (["run", "v1-table2", "--samples", "7"], "no cell of v1-table2 is left by --methods, --archs and --samples: nothing to run"),
+    (["table", "v1-table2", "v2-figure2", "--until", "1"], "--until has no effect on searches for learning rates and measurements"),
+    (["record", "--runs", "nowhere"], "--runs names a folder that is there, got nowhere"),
+    (["list", "--runs", "nowhere"], "--runs names a folder that is there, got nowhere"),
     (["run", "v2-figure2", "--seeds", "1"], "--seeds has no effect on a measurement of angles"),
     (["run", "v2-figure2", "v2-table1", "--methods", "np"], "--methods has no effect on a measurement of angles"),
     (["run", "v2-table3", "--samples", "10"], "no cell of v2-table3 is left by --methods, --archs and --samples: nothing to run"),
@@ -502,6 +507,21 @@ def test_dry_run_prints_commands_that_parse(run, name):
             assert given["seed"] in (1, 2) and given["epochs"] == RECIPES[name].epochs and given["dataset"].startswith("synthetic")
         if script == "examples/lr_search.py":
             assert lr_search.parse(words).start in (1e-6, 1e-7)
+
+
+def test_a_recipe_of_which_nothing_is_left_is_named(run):
+    out = run("run", "v2-figure3", "v2-figure9", *SMALL, "--archs", "fc1", "--dry-run")[1]
+    assert "v2-figure9: no cell is left by --methods, --archs and --samples\n" in out and "v2-figure3: no cell" not in out
+
+
+def test_a_damaged_recorded_run_stops_only_what_needs_it(run, tmp_path):
+    (tmp_path / "results/logs").mkdir()
+    (tmp_path / "results/logs/x.tsv").write_text("nonsense")
+    words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs", "1"]
+    code, _, err = run(*words, "--missing")
+    assert code == 2 and "x.tsv" in err and err.count("\n") == 1
+    code, out, err = run(*words)
+    assert code == 0 and "note: no estimate of times (" in out and "x.tsv" in out and err == ""
 
 
 def test_filters(run):
