@@ -3,7 +3,6 @@
 import fractions
 import importlib
 import shutil
-import signal
 from dataclasses import replace
 from functools import cache
 from multiprocessing import active_children
@@ -16,6 +15,7 @@ import pytest
 from npref import oracle, rules
 from npref.functions import derivative
 from npref.oracle import checker as checking
+from npref.oracle import files
 from npref.oracle.__main__ import main
 from npref.oracle.conventions import CONVENTIONS
 from npref.oracle.files import case_list, case_names, flat, one_case, read, write
@@ -795,17 +795,23 @@ def test_a_header_that_cannot_be_read_is_said_to_be_so(capsys, tmp_path):
     assert code == 2 and "v.h5: damaged" in err and "write it anew" in err and err.count("\n") == 1
 
 
-def test_a_stop_ends_the_processes_that_compute(tmp_path):
-    """They are not waited for."""
-    before, ours = set(active_children()), []
+def test_a_stop_ends_the_processes_that_compute(tmp_path, monkeypatch):
+    """After the cases that they are at, and before all others."""
+    before, ours, ends = set(active_children()), [], []
+
+    class Kept(files.ProcessPoolExecutor):
+        def shutdown(self, **how):
+            ends.append(how)
+            super().shutdown(**how)
 
     def stop(done, of):
         ours.extend(set(active_children()) - before)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(files, "ProcessPoolExecutor", Kept)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "v.h5", "hand/*", stop, processes=2)
-    assert len(ours) == 2 and {process.exitcode for process in ours} == {-signal.SIGKILL}
+    assert ends[0] == {"cancel_futures": True} and len(ours) == 2 and {process.exitcode for process in ours} == {0}
     assert set(active_children()) <= before and not list(tmp_path.iterdir())
 
 

@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from glob import escape
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from threading import current_thread, main_thread
 
@@ -68,7 +68,7 @@ def _mapping(processes):
     if processes == 1:
         yield map
         return
-    others, handler = active_children(), signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(signal.SIGINT)
 
     def shared(function, items):
         if current_thread() is not main_thread():  # which alone may set handlers
@@ -83,11 +83,7 @@ def _mapping(processes):
         try:
             yield shared
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)  # or it would fail to tell those that wait already
-            for process in (started := set(active_children()) - set(others)):
-                process.kill()  # rather than wait for what it is at
-            for process in started:
-                process.join()
+            pool.shutdown(cancel_futures=True)  # after the cases at hand, of a second at most: killed, one could leave half a result
             if isinstance(error, BrokenProcessPool):
                 raise OSError("a process that computed cases was killed, perhaps for memory: nothing was written, try again") from error
             raise
