@@ -129,6 +129,8 @@ def _images(folder, training, test):
                 for name, images in (("x_train", x_train), ("x_test", x_test)):
                     chunk = (min(CHUNK, len(images)), *images.shape[1:])
                     file.create_dataset(name, data=images, chunks=chunk, fletcher32=True)  # damage is an OSError
+            with open(part, "rb+") as written:  # HDF5 does not take a block that was lost well
+                os.fsync(written.fileno())
             os.replace(part, cache)
         finally:
             part.unlink(missing_ok=True)
