@@ -173,7 +173,7 @@ def run(args, given, stop):
     else:
         config = Config(**given)
     plot = plotter(args.plot)
-    if args.resume is not None and args.plot and len(saved["rows"]) >= config.epochs:  # nothing is left to do, but this
+    if args.resume is not None and args.plot and not given and len(saved["rows"]) >= config.epochs:  # nothing is left to do, but this
         print(f"picture: {plot.plot_run(saved, out / 'curves.png')}")
         return 0
     backend = get_backend(config.backend)  # before any work, to say so if it cannot work

@@ -52,7 +52,8 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         eps = eps * correction2
     rate = float(lr) * correction2 / correction1
     numbers = [float(number) for number in (beta1, 1 - beta1, beta2, 1 - beta2, eps, rate)]
-    updates = [d.astype(xp.result_type(d.dtype, p.dtype), copy=False) for p, d in zip(parameters, updates)]  # so that d² is one, too
+    # The squares of small integers, or of half precision, may not fit their own dtype.
+    updates = [d.astype(xp.result_type(d.dtype, p.dtype), copy=False) for p, d in zip(parameters, updates)]
     for arrays in zip(parameters, updates, state.m, state.v):
         elementwise(xp, _adam, [a.reshape(-1, 1) for a in arrays] if xp is np else arrays, numbers)
 

@@ -229,7 +229,8 @@ def test_a_finished_run_is_drawn(run):
     code, out, err = run("--resume", "r", "--plot", tiny=False)
     assert (code, out, err) == (0, "picture: r/curves.png\n", "") and os.path.exists("r/curves.png")
     assert runlog.read_log("r/log.h5") == before
-    assert run("--resume", "r", "--no-plot", tiny=False)[0] == 2  # nothing to do
+    for words in (["--no-plot"], ["--plot", "--seed", "5"]):
+        assert run("--resume", "r", *words, tiny=False)[0] == 2
 
 
 def test_plot_without_matplotlib(run, monkeypatch):
