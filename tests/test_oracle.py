@@ -784,7 +784,7 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, arguments, words):
 
 
 def test_a_header_that_cannot_be_read_is_said_to_be_so(capsys, tmp_path):
-    whole, path = SMALL.read_bytes(), tmp_path / "v.h5"
+    whole, path = SMALL.read_bytes().partition(files.SEAL)[0], tmp_path / "v.h5"  # or nothing would get as far as HDF5
     for byte in range(0, 2000, 97):  # signature, superblock, and what the root group's attributes lie in
         path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 8]) + whole[byte + 1 :])
         code, _, err = run(capsys, "show", path, "hand/bp")
@@ -813,6 +813,24 @@ def test_a_stop_ends_the_processes_that_compute(tmp_path, monkeypatch):
         write(tmp_path / "v.h5", "hand/*", stop, processes=2)
     assert ends[0] == {"cancel_futures": True} and len(ours) == 2 and {process.exitcode for process in ours} == {0}
     assert set(active_children()) <= before and not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_is_refused_before_hdf5_sees_it(capsys, tmp_path, monkeypatch):
+    """Which would go round in circles with some blocks lost. It may be written anew, other files may not."""
+    path = tmp_path / "v.h5"
+    assert run(capsys, "write", path, "--cases", "hand/*")[0] == 0
+    whole = path.read_bytes()
+    assert whole.count(files.SEAL) == 1 and run(capsys, "list", path)[0] == 0
+    monkeypatch.setattr(files.h5py, "File", lambda *arguments, **named: pytest.fail("HDF5 was asked to read it"))
+    end = whole.index(files.SEAL)
+    for start in (at for at in range(0, end, 2048) if any(whole[at:end][:2048])):
+        path.write_bytes(whole[:start] + bytes(len(whole[start:end][:2048])) + whole[start:end][2048:] + whole[end:])
+        code, out, err = run(capsys, "list", path)
+        assert (code, out) == (2, "") and "v.h5: damaged, its sha256 is not the one at its end: write it anew" in err
+    monkeypatch.undo()
+    assert run(capsys, "write", path, "--cases", "hand/*")[0] == 0 and len(list(read(path))) == 5
+    path.write_bytes(b"mine")
+    assert run(capsys, "write", path)[0] == 2 and path.read_bytes() == b"mine"
 
 
 def test_a_damaged_file_is_refused(capsys, tmp_path):

@@ -5,7 +5,8 @@
 /CASE/inputs/...    x, t, W, b, R, eps, baseline, one data set a layer where there are layers
 /CASE/outputs/...   the reference values; attribute `scale`: an array, |out - ref| <= TOLERANCE · eps · scale
 Every data set is float64, with an attribute sha256 of its little-endian bytes in C order, an output's scale after them; a case's
-own sha256 is of settings, quantities and the names of its inputs.
+own sha256 is of settings, quantities and the names of its inputs. After HDF5's last byte, where it does not look, stands the sha256 of
+all before it, unless some program has changed the file since: HDF5 may not come to an end with a damaged one.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ from .reference import Kink, reference
 
 FORMAT, VERSION = "npref oracle", 1
 TRIES = 100
+SEAL = b"sha256 of all bytes before this line: "
 
 
 def write(path, cases="*", progress=None, processes=1):
@@ -44,7 +46,7 @@ def write(path, cases="*", progress=None, processes=1):
     """
     path, all_specs = Path(path), {spec[0].name: spec for spec in case_list()}
     specs = [all_specs[name] for name in _selected(all_specs, cases, "built in")]
-    if path.exists() and not _is_ours(path):
+    if path.exists() and not _replaceable(path):
         raise FileExistsError(f"{path} exists and is not a file of golden vectors: choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent}: create it first")
@@ -58,7 +60,7 @@ def write(path, cases="*", progress=None, processes=1):
                 _write_case(file.create_group(case.name), case, values)
                 if progress is not None:
                     progress(done, len(specs))
-    replace_file(path, image.getvalue())
+    replace_file(path, image.getvalue(), _seal(image.getvalue()))
     return len(specs)
 
 
@@ -136,9 +138,10 @@ def read(path, cases="*"):
 def _opened(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}: write one with python -m npref.oracle write {path}")
-    if not _is_ours(path):
+    whole = _whole(path)
+    if not _is_ours(whole):
         raise ValueError(f"{path}: expected golden vectors ({FORMAT}, version {VERSION}), got another kind of file")
-    with h5py.File(path, "r") as file:
+    with h5py.File(io.BytesIO(whole), "r") as file:
         try:
             if file.attrs["version"] != VERSION:
                 raise ValueError(f"{path}: expected version {VERSION} of the format, got {file.attrs['version']}: write it anew")
@@ -181,9 +184,30 @@ def _read_array(data, *scale):
     return a
 
 
-def _is_ours(path):
+def _seal(image):
+    return SEAL + _digest(image).encode() + b"\n"
+
+
+def _whole(path):
+    """The bytes of a file. Raises ValueError if they do not have the sha256 at their end."""
+    whole = Path(path).read_bytes()
+    image = whole[: -len(_seal(b""))]
+    if whole[len(image) :].startswith(SEAL) and whole[len(image) :] != _seal(image):
+        raise ValueError(f"{path}: damaged, its sha256 is not the one at its end: write it anew")
+    return whole
+
+
+def _replaceable(path):
+    """Whether a file has golden vectors, or had them before it was damaged."""
     try:
-        with h5py.File(path, "r") as file:
+        return path.is_file() and _is_ours(_whole(path))
+    except ValueError:
+        return True
+
+
+def _is_ours(whole):
+    try:
+        with h5py.File(io.BytesIO(whole), "r") as file:
             return file.attrs.get("format") == FORMAT
     except (OSError, KeyError):
         return False
