@@ -194,7 +194,7 @@ def keep_freed_memory() -> None:
 
 @lru_cache
 def _threads(count):
-    """A pool whose threads have all been started; None where so many are not to be had.
+    """A pool whose threads have all been started; None where so many are not to be had, now or later.
 
     `submit` queues before it starts a thread: what it failed to start one for would run all the same, as soon as another is free.
     """
@@ -203,10 +203,12 @@ def _threads(count):
         for _ in range(count):
             pool.submit(started.wait)
         started.wait()
-    except RuntimeError:
-        started.abort()
+    except BaseException as error:
+        started.abort()  # or those that have been started would wait without end
         pool.shutdown(wait=False, cancel_futures=True)
-        return None
+        if isinstance(error, RuntimeError):
+            return None
+        raise
     return pool
 
 

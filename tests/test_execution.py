@@ -107,6 +107,29 @@ def test_without_more_threads_the_caller_does_it_all_once(to_be_had, monkeypatch
         execution._threads.cache_clear()
 
 
+def test_an_interrupt_while_threads_are_started_leaves_none_waiting(monkeypatch):
+    started, start = [], threading.Thread.start
+
+    def interrupted(thread):
+        started.append(thread)
+        start(thread)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(execution, "CACHE_BLOCK", 1)
+    monkeypatch.setattr(execution, "cores", lambda: 4)
+    execution._threads.cache_clear()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            execution.in_blocks(np, lambda blocks: None, 5)
+        for thread in started:
+            thread.join(60)
+        assert len(started) == 2 and not any(thread.is_alive() for thread in started)
+    finally:
+        execution._threads.cache_clear()
+
+
 @pytest.mark.parametrize("subscripts, shapes", [
     ("kb,kbn->bn", ((3, 4), (3, 4, 5))), ("kbn,kbn->kb", ((3, 4, 5), (3, 4, 5))), ("mi,mi->i", ((6, 2), (6, 2)))])
 def test_contractions_are_those_of_einsum(fake_cupy, subscripts, shapes):
