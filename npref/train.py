@@ -211,8 +211,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
         else:
             state = initial_state(config, network, backend.xp)
         if state.epoch >= config.epochs:
-            if state.epoch == config.epochs and not _diverged_before(out / "log.h5"):
-                save(state, "finished", checkpoint=False)  # complete its log, should it have been killed before that
+            if _behind(out / "log.h5", state, config):  # should it have been killed before its last log
+                save(state, "finished" if state.epoch == config.epochs else "running", checkpoint=False)
             raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
         rule, decorrelate = rules.split_method(config.method)
         x, y = (backend.xp.asarray(a[:MEASURED]) for a in (data.x_train, data.y_train))
@@ -307,12 +307,13 @@ def _save_checkpoint(path, config, environment, state):
     runlog.write_checkpoint(path, asdict(config), environment, state.rows, arrays, counters)
 
 
-def _diverged_before(path):
-    """Whether the log says that its run diverged after its last checkpoint."""
+def _behind(path, state, config):
+    """Whether the log lacks epochs that the checkpoint has, or that these are all; not if the run has diverged since."""
     try:
-        return runlog.read_log(path)["status"].startswith("diverged")
+        log = runlog.read_log(path)
     except (OSError, ValueError):  # missing or damaged
-        return False
+        return True
+    return not log["status"].startswith("diverged") and (len(log["rows"]) < state.epoch or state.epoch == config.epochs)
 
 
 def params_from(arrays, xp=np):
