@@ -2,7 +2,9 @@
 
 import fractions
 import importlib
+import os
 import shutil
+import signal
 from dataclasses import replace
 from functools import cache
 from multiprocessing import active_children
@@ -793,6 +795,22 @@ def test_a_header_that_cannot_be_read_is_said_to_be_so(capsys, tmp_path):
         file.attrs["format"] = "npref oracle"
     code, _, err = run(capsys, "list", path)
     assert code == 2 and "v.h5: damaged" in err and "write it anew" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_write_after_a_case(capsys, tmp_path, monkeypatch, number):
+    handlers, written, write_case = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], [], files._write_case
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # in a hurry
+        written.append(write_case(*arguments))
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(files, "_write_case", signalled)
+    code, _, err = run(capsys, "write", tmp_path / "v.h5", "--cases", "hand/*")
+    assert code == 128 + number and err == "" and len(written) == 1 and not list(tmp_path.iterdir())
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_a_stop_ends_the_processes_that_compute(tmp_path, monkeypatch):

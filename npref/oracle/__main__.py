@@ -51,11 +51,21 @@ def main(arguments=None):
 
 
 def run_write(args):
-    def show(done, of):
-        print(f"\r{done}/{of}", end="\n" * (done == of), file=sys.stderr)
+    stopping = []
 
-    bar = show if sys.stderr is not None and sys.stderr.isatty() else None
-    print(f"{write(args.vectors, args.cases, bar, os.cpu_count() or 1)} cases written to {args.vectors}")
+    def after_a_case(done, of):
+        if sys.stderr is not None and sys.stderr.isatty():
+            print(f"\r{done}/{of}", end="\n" * (done == of), file=sys.stderr)
+        if stopping:  # an exception that a signal raises anywhere may get lost in a callback
+            raise SystemExit(128 + stopping[0])
+
+    handlers = {number: signal.signal(number, lambda number, frame: stopping.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        count = write(args.vectors, args.cases, after_a_case, os.cpu_count() or 1)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    print(f"{count} cases written to {args.vectors}")
     return 0
 
 

@@ -15,7 +15,7 @@ import json
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from glob import escape
 from multiprocessing import get_context
@@ -70,25 +70,32 @@ def _mapping(processes):
     if processes == 1:
         yield map
         return
-    handler = signal.getsignal(signal.SIGINT)
 
     def shared(function, items):
-        if current_thread() is not main_thread():  # which alone may set handlers
+        with _without_interrupts():  # the processes, which start now, inherit this
             return pool.map(function, items)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes, which start now, inherit this
-        try:
-            return pool.map(function, items)
-        finally:
-            signal.signal(signal.SIGINT, handler)
 
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    with ExitStack() as ending, ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         try:
             yield shared
         except BaseException as error:
+            ending.enter_context(_without_interrupts())  # another Ctrl-C would leave a pool that never ends
             pool.shutdown(cancel_futures=True)  # after the cases at hand, of a second at most: killed, one could leave half a result
             if isinstance(error, BrokenProcessPool):
                 raise OSError("a process that computed cases was killed, perhaps for memory: nothing was written, try again") from error
             raise
+
+
+@contextmanager
+def _without_interrupts():
+    if current_thread() is not main_thread():  # which alone may set handlers
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _computed(spec):
@@ -208,7 +215,7 @@ def _replaceable(path):
 def _is_ours(whole):
     try:
         with h5py.File(io.BytesIO(whole), "r") as file:
-            return file.attrs.get("format") == FORMAT
+            return isinstance(kind := file.attrs.get("format"), str) and kind == FORMAT
     except (OSError, KeyError):
         return False
 
