@@ -314,6 +314,21 @@ def test_two_fetches_at_once(archive, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "data").rglob("*")) == ["a.bin", "b.bin", "box", "box.tar.gz"]
 
 
+def test_what_cannot_be_unpacked_leaves_nothing(archive, tmp_path, monkeypatch):
+    packed, spec = archive
+    replace_file = os.replace
+
+    def full(old, new):
+        if new.suffix == ".bin":
+            raise OSError("full")
+        replace_file(old, new)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="full"):
+        datasets.fetch(spec, tmp_path / "data", url=packed.as_uri())
+    assert sorted(p.name for p in (tmp_path / "data").rglob("*")) == ["box", "box.tar.gz"]
+
+
 def test_fetch_that_goes_wrong(archive, tmp_path):
     packed, spec = archive
     target = tmp_path / "data"

@@ -146,8 +146,11 @@ def _matches(name, pattern):
 
 def _write(path, content):
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _download(url, part, size, timeout, report):
