@@ -123,7 +123,8 @@ def measure_in(out, held, args, given, stop):
         raise FileExistsError(f"{out} holds a measurement already (alignment.h5): resume it, or choose another folder")
     bar = Bar(args.quiet, unit="pass")
     try:
-        log = measure_all(Work(config, data, backend.xp, out, record, bar, stop, say, args.quiet), groups)
+        with warn_in_lines():
+            log = measure_all(Work(config, data, backend.xp, out, record, bar, stop, say, args.quiet), groups)
     except Interrupted as error:
         raise Interrupted(f"{error}; what is finished is saved, go on with --resume {out}") from None
     except Diverged as error:
@@ -287,9 +288,8 @@ def measure(work, network, params, x, t, group, tick):
     method = config["methods"][m]
     rule = measured_config(config, method, sigma2)
     if epoch == config["epochs"][0]:
-        with warn_in_lines():
-            few = slice(precision.MEASURED)
-            precision.warn_of_rounding(rule, precision.rounding_error(compute_update, rule, network, params, x[few], t[few]))
+        few = slice(precision.MEASURED)
+        precision.warn_of_rounding(rule, precision.rounding_error(compute_update, rule, network, params, x[few], t[few]))
     exact = bp_update(network, params, x, t, loss=config["loss"]).dW
     found, spreads = {K: [] for K in config["samples"]}, {}
     stops = sorted({*found, *range(PIECE, config["samples"][-1], PIECE)})

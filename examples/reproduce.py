@@ -201,7 +201,7 @@ def run(args, stop):
     chosen = {name: found for name in names if (found := data_set(name, args))}
     try:
         recorded = gather(args.results, None)
-    except ValueError as error:  # a damaged one
+    except (ValueError, TypeError, OSError) as error:  # a damaged one
         if args.missing:
             raise
         print(f"note: no estimate of times ({error})", flush=True)

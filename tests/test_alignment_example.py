@@ -266,6 +266,8 @@ def test_noise_below_rounding_gets_a_line(run):
     """For each σ² of a sweep, at the first epoch, and where a network is trained with it."""
     code, _, err = run("--methods", "np", *TRAINED, "--samples", 1, "--sigma2", 1e-14, 1e-6, "--train-sigma2", 1e-15)
     lines = err.splitlines()
+    both = run("--methods", "np", "dnp", "--samples", 1, "--sigma2", 1e-14)[2]
+    assert both.count("\n") == 1  # the two are one at epoch 0
     assert code == 0 and len(lines) == 2 and all(line.startswith("warning: sigma2=1e-1") for line in lines)
     assert lines[0].startswith("warning: sigma2=1e-14 is too small for float32: ") and "sigma2=1e-15" in lines[1]
 
