@@ -54,8 +54,10 @@ def plot_curves(panels, path):
 
     panels: as results.curves gives them. PNG at `path`, and an SVG beside it.
     """
-    figure = Figure(figsize=(9, 3.2 * len(panels)), layout="constrained")
-    for row, (title, quantity, lines) in zip(figure.subplots(len(panels), 2, squeeze=False, sharey="row"), panels):
+    heights = [max(3.2, 0.2 * len(lines) + 0.6) for *_, lines in panels]  # inches, of which a line of the legend takes 0.2
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    grid = figure.subplots(len(panels), 2, squeeze=False, sharey="row", height_ratios=heights)
+    for row, (title, quantity, lines) in zip(grid, panels):
         for axes, part, which in zip(row, ("train", "test"), (0, 1)):
             drawn = []
             for label, method, emphasis, runs in lines:

@@ -152,6 +152,17 @@ def test_train_and_test_curves(tmp_path, figures):
     assert loss.get_yscale() == "log" and train.get_yscale() == "linear" and loss.get_ylabel() == "loss, 2 seed(s)"
 
 
+@pytest.mark.parametrize("count", [1, 13, 40])
+def test_a_long_legend_fits(tmp_path, figures, count):
+    lines = [(f"NP, variant {i}", "np", 1.0, [([1, 2], [3, 4])]) for i in range(count)]
+    plots.plot_curves([("fc1", "accuracy", lines), ("fc3", "accuracy", lines[:1])], tmp_path / "p.png")
+    figure = figures[0]
+    for axes in figure.axes[1::2]:
+        legend = axes.get_legend().get_window_extent()
+        assert 0 <= legend.y0 and legend.y1 <= figure.bbox.height and legend.x1 <= figure.bbox.width
+    assert all(axes.get_window_extent().height > 0.5 * 3.2 * figure.dpi for axes in figure.axes)
+
+
 def test_a_run_has_a_panel_for_each_of_its_quantities(tmp_path, figures):
     names = ["train_loss", "test_loss", "eval_train_loss", "train_accuracy", "test_accuracy", "eval_train_accuracy",
              "correlation", "correlation_0", "correlation_1"]
