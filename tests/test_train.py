@@ -215,17 +215,6 @@ def test_what_is_refused_leaves_the_log_as_it_was(tmp_path, status, epochs, then
     assert then == "finished" or (tmp_path / "log.h5").read_bytes() == before
 
 
-def test_a_log_behind_its_checkpoint_is_completed_also_where_less_is_asked_for(tmp_path):
-    config, data = Config(method="np", **SMALL), small_data()
-    rows = list(train(config, data, tmp_path))
-    log = runlog.read_log(tmp_path / "log.h5")
-    runlog.write_log(tmp_path / "log.h5", log["config"], log["environment"], rows[:2], "running")
-    with pytest.raises(ValueError, match="has finished 3 epochs already"):
-        train(replace(config, epochs=2), data, tmp_path, resume=True)
-    log = runlog.read_log(tmp_path / "log.h5")
-    assert log["rows"] == rows and log["status"] == "running"
-
-
 def test_the_rows_are_the_callers_to_change(tmp_path):
     for row in train(Config(method="np", **SMALL), small_data(), tmp_path):
         row["test_accuracy"] = 100.0
@@ -233,16 +222,17 @@ def test_the_rows_are_the_callers_to_change(tmp_path):
     assert all(row["test_accuracy"] <= 1 and "mine" not in row for row in runlog.read_log(tmp_path / "log.h5")["rows"])
 
 
-def test_resuming_a_finished_run_completes_its_log(tmp_path):
-    """As after a kill between the last checkpoint and the last log."""
+@pytest.mark.parametrize("epochs, status", [(3, "finished"), (2, "running")])
+def test_resuming_a_finished_run_completes_its_log(tmp_path, epochs, status):
+    """As after a kill between the last checkpoint and the last log; also where fewer epochs are asked for."""
     config, data = Config(method="np", **SMALL), small_data()
     rows = list(train(config, data, tmp_path))
     log = runlog.read_log(tmp_path / "log.h5")
-    runlog.write_log(tmp_path / "log.h5", log["config"], log["environment"], rows[:1], "running")
+    runlog.write_log(tmp_path / "log.h5", log["config"], log["environment"], rows[:2], "running")
     with pytest.raises(ValueError, match="has finished 3 epochs already"):
-        train(config, data, tmp_path, resume=True)
+        train(replace(config, epochs=epochs), data, tmp_path, resume=True)
     log = runlog.read_log(tmp_path / "log.h5")
-    assert len(log["rows"]) == 3 and log["status"] == "finished" and sorted(os.listdir(tmp_path)) == ["checkpoint.h5", "log.h5"]
+    assert log["rows"] == rows and log["status"] == status and sorted(os.listdir(tmp_path)) == ["checkpoint.h5", "log.h5"]
 
 
 def test_nothing_to_resume(tmp_path):

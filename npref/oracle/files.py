@@ -60,7 +60,8 @@ def write(path, cases="*", progress=None, processes=1):
                 _write_case(file.create_group(case.name), case, values)
                 if progress is not None:
                     progress(done, len(specs))
-    replace_file(path, image.getvalue(), _seal(image.getvalue()))
+    whole = image.getvalue()
+    replace_file(path, whole, _seal(whole))
     return len(specs)
 
 
