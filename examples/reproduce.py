@@ -6,28 +6,21 @@
     python examples/reproduce.py plot v2-figure3                        its picture
     python examples/reproduce.py record                                 keep what the runs' logs say under data/results
 
-The recipes are in recipes.py. A run is a process of its own (examples/cifar10.py, lr_search.py or alignment.py) in a folder of its own
-under --runs; two recipes that need the same run share it.
+The recipes are in recipes.py. A run is a process of its own (examples/cifar10.py, lr_search.py or alignment.py; jobs.py starts it) in a
+folder of its own under --runs; two recipes that need the same run share it.
 """
 
 import argparse
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from cifar10 import any_letters, exit_code, flags
-from lr_search import best
+from cifar10 import any_letters, exit_code
+from jobs import alignment_jobs, cells_of, search_jobs, training_jobs, wanted, work
 from recipes import NOT_RUN, RECIPES
 from results import (
     STAND_INS,
-    alignment_name,
     alignment_of,
-    cell_config,
     config_of,
     curves,
     gather,
@@ -38,60 +31,16 @@ from results import (
     searches,
     searches_of,
     table,
-    value,
 )
 
 from npref import METHODS, datasets, get_backend
 from npref.backend import BACKENDS
 from npref.command_line import Parser, folder
-from npref.execution import cores
 from npref.network import ARCHITECTURES
-from npref.runlog import locked, read_log, replace_file
-from npref.train import Interrupted
+from npref.runlog import replace_file
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One process: a script of this folder with its arguments, and the folder and log that it writes.
-
-    epochs: how many rows a run will have; how many epochs a search tries each rate for.
-    """
-
-    script: str
-    arguments: tuple
-    folder: Path
-    log: str = "log.h5"
-    epochs: int = 1
-
-    def rows(self):
-        """(status, rows) of its log so far; ("new", []) without one."""
-        path = self.folder / self.log
-        if not path.is_file():
-            return "new", []
-        log = read_log(path)
-        return log["status"], log["rows"]
-
-    def ended(self, log):
-        """Whether nothing is left to do where there is this log."""
-        if self.log == "search.h5":
-            return log["status"] == "finished" and log["config"]["epochs"] == self.epochs
-        if log["status"].startswith("diverged"):
-            return True
-        if self.log == "alignment.h5":
-            return log["status"] == "finished"
-        further = len(log["rows"]) - self.epochs  # than is asked for here, and not to be cut short
-        return further > 0 or further == 0 and log["status"] == "finished"
-
-    def done(self):
-        path = self.folder / self.log
-        return path.is_file() and self.ended(read_log(path))
-
-    def recorded(self, results):
-        """Whether it is done according to the recorded results, {name: log}."""
-        return self.folder.name in results and self.ended(results[self.folder.name])
 
 
 def parse(arguments):
@@ -246,15 +195,6 @@ def check_effect(args):
         raise ValueError(f"--{'dedup' if args.dedup else 'split-test'} has no effect without SARCOS: leave it out")
 
 
-def wanted(jobs, results):
-    """Each folder once, in order, without those that these results have, {name: log}."""
-    jobs = list({job.folder: job for job in reversed(list(jobs))}.values())[::-1]
-    left = [job for job in jobs if not job.recorded(results)]
-    if len(left) < len(jobs):
-        print(f"{len(jobs) - len(left)} of {len(jobs)} runs are recorded already", flush=True)
-    return left
-
-
 def data_set(name, args):
     """{the data set that a cell names: the one that is used}, said where it is a stand-in."""
     wanted = sorted({cell.dataset for cell in RECIPES[name].cells} or {"cifar10"})
@@ -273,235 +213,6 @@ def data_set(name, args):
                   f", which was not found; to get it: python -m npref.datasets fetch {real}"), flush=True)
         chosen[real] = used
     return chosen
-
-
-def cells_of(name, args):
-    return [cell for cell in RECIPES[name].cells if (not args.methods or cell.method in args.methods)
-            and (not args.archs or cell.arch in args.archs) and (not args.samples or dict(cell.options).get("samples", 1) in args.samples)]
-
-
-def place(dataset, args):
-    """--data-dir, for a data set that is looked for."""
-    return () if args.data_dir is None or dataset.startswith("synthetic") else ("--data-dir", str(args.data_dir))
-
-
-def search_jobs(name, data, args):
-    """The searches for learning rates that the recipe's cells need."""
-    for cell in cells_of(name, args):
-        if cell.search is not None:
-            config, folder = search_config(cell, name, data, args)
-            words = flags(config)
-            at = words.index("--lr")
-            del words[at : at + 2]  # --start says it
-            seeds = map(str, range(RECIPES[name].search_seeds))
-            words += ["--seeds", *seeds, "--start", str(cell.search), "--out", str(folder), "--no-plot"]
-            yield Job("lr_search.py", (*words, *place(config.dataset, args)), folder, "search.h5", config.epochs)
-
-
-def search_config(cell, name, data, args):
-    """The Config of a cell's search and its folder; a search of fewer epochs than the recipe's has a folder of its own."""
-    whole = RECIPES[name].search_epochs
-    config = cell_config(cell, data[cell.dataset], lr=cell.search, epochs=min(whole, args.epochs or whole), backend=args.backend,
-                         limit_train=args.limit_train)
-    shorter = f"-epochs-{config.epochs}" if config.epochs < whole else ""
-    return config, args.runs / f"search-{run_name(config, lr=False, seed=False)}{shorter}"
-
-
-def training_jobs(name, data, args, failed, results):
-    """The runs of the recipe's cells, seed by seed. A cell whose rate is searched has none until the search has ended.
-
-    failed: a line is added for a search that found no rate, unless there is one. results: of recorded searches, {name: log}.
-    """
-    recipe = RECIPES[name]
-    for seed in () if recipe.searches_only else args.seeds or range(recipe.seeds):
-        for cell in cells_of(name, args):
-            rate = {}
-            if cell.search is not None:
-                config, folder = search_config(cell, name, data, args)
-                job = Job("lr_search.py", (), folder, "search.h5", config.epochs)
-                try:
-                    if not (job.done() or job.recorded(results)):
-                        continue
-                    rate = {"lr": best((read_log(folder / job.log) if job.done() else results[folder.name])["rows"])}
-                except ValueError as error:
-                    if not any(line.startswith(f"{folder.name}: ") for line in failed):
-                        failed.append(f"{folder.name}: {error}")
-                    continue
-            config = cell_config(cell, data[cell.dataset], seed=seed, epochs=args.epochs or recipe.epochs, backend=args.backend,
-                                 limit_train=args.limit_train, **rate)
-            folder = args.runs / run_name(config)
-            words = (*flags(config), "--out", str(folder), "--no-plot", "--quiet", *place(config.dataset, args))
-            yield Job("cifar10.py", words, folder, epochs=config.epochs)
-
-
-def alignment_jobs(name, data, args):
-    recipe = RECIPES[name]
-    if recipe.alignment:
-        words = [alignment_name(name), data["cifar10"], *([f"limit-train-{args.limit_train}"] if args.limit_train else []),
-                 *([args.backend] if args.backend != "numpy" else [])]
-        folder = args.runs / f"alignment-{'-'.join(words)}"
-        limit = ("--limit-train", str(args.limit_train)) if args.limit_train else ()
-        yield Job("alignment.py", (*recipe.alignment, "--dataset", data["cifar10"], "--backend", args.backend, *limit, "--out", str(folder),
-                                   "--no-plot", *place(data["cifar10"], args)), folder, "alignment.h5")
-
-
-def work(jobs, args, stop, recorded):
-    """Run the jobs that are not done, `args.jobs` at a time, and show how far they are; returns a line for each that failed.
-
-    recorded: recorded results, {name: log}, whose times are the first estimate.
-    """
-    whole, waiting, running, failed = [], [], {}, []
-    for job in jobs:
-        try:
-            waiting += [] if job.done() else [job]
-            whole.append(job)
-        except ValueError as error:  # a damaged log
-            failed.append(f"{job.folder.name}: {error}")
-    jobs, total, display, told = whole, len(waiting), Display(whole, recorded), False
-    if len(jobs) > total:
-        print(f"{len(jobs) - total} of {len(jobs)} runs are done already", flush=True)
-    if ahead := display.left(waiting, running, args.jobs):
-        print(f"{total} runs to go{ahead}, by the times of runs so far and of recorded ones", flush=True)
-    try:
-        while waiting or running:
-            for job in [job for job in waiting if not locked(job.folder)][: args.jobs - len(running)]:  # not another process's
-                waiting.remove(job)
-                if job.done():
-                    print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: done by another process", flush=True)
-                else:
-                    running[job] = start(job, args)
-            if waiting and not running and not told:
-                print(f"waiting for {len(waiting)} runs that another process is working on", flush=True)
-                told = True
-            time.sleep(0.2)
-            for job in [job for job, process in running.items() if process.poll() is not None]:
-                code = running.pop(job).returncode
-                status, rows = job.rows()
-                if code == 2 and ("another process is writing" in (said := last_line(job))
-                                  or "holds a run already" in said and going_on(job)):  # another was a moment faster
-                    waiting.append(job)
-                    continue
-                ok = job.done() and (job.log == "log.h5" or code in (0, 3))  # a run killed as it ended need only complete its log
-                if not ok:
-                    failed.append(f"{job.folder.name}: exit code {code}: {last_line(job)}")
-                display.close()
-                print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: {result(job, status, rows, ok)}"
-                      f"{display.left(waiting, running, args.jobs)}", flush=True)
-            display.show(waiting, running, args.jobs)
-            if stop():
-                raise Interrupted(f"stopped with {len(running) + len(waiting)} of {total} runs to go; all is saved, go on with the "
-                                  "same command")
-    finally:
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)  # each saves itself after its step
-        for process in running.values():
-            process.wait()
-        display.close()
-    return failed
-
-
-def start(job, args):
-    """The job's process, in a session of its own, so that Ctrl-C reaches it once, by way of us. Its words go to output.txt."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    env = dict(os.environ)
-    if args.jobs > 1:
-        env.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores() // args.jobs)))
-    with open(job.folder / "output.txt", "w") as output:
-        return subprocess.Popen([sys.executable, str(HERE / job.script), *job.arguments, *(["--resume"] if going_on(job) else [])], env=env,
-                                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-
-
-def going_on(job):
-    """Whether a script is to be told to go on with what is in its folder; a search does so unasked."""
-    return job.log != "search.h5" and (job.folder / ("checkpoint.h5" if job.log == "log.h5" else job.log)).exists()
-
-
-def last_line(job):
-    lines = (job.folder / "output.txt").read_text(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
-
-
-def result(job, status, rows, ok):
-    """What a run that has ended came to."""
-    if not ok:
-        return f"failed, {last_line(job)}"
-    if status.startswith("diverged"):
-        return status
-    if job.log == "search.h5":
-        return f"learning rate {best(rows):g}"
-    if job.log == "alignment.h5":
-        return "measured"
-    train, test = value({"rows": rows})
-    form = "{:.1f}% / {:.1f}%, peak train / test accuracy" if "test_accuracy" in rows[0] else "{:.4g} / {:.4g}, final train / test loss"
-    return form.format(train, test) + f" of {len(rows)} epochs"
-
-
-class Display:
-    """How far all runs are: a bar on a terminal, and the time left."""
-
-    def __init__(self, jobs, recorded):
-        from importlib.util import find_spec
-
-        self.jobs, self.bar, self.looked = jobs, None, 0.0
-        self.recorded = {without_seed(name): pace_of(log["rows"]) for name, log in recorded.items()
-                         if kind_of(log) == "train" and log["rows"]}
-        self.tqdm = find_spec("tqdm") is not None and sys.stderr is not None and sys.stderr.isatty()
-
-    def remaining(self, waiting, running):
-        """(seconds, or None where no epoch has been timed yet; epochs done; epochs in all).
-
-        A run without an epoch so far is taken to be as fast as a recorded one with any seed, or as an average one.
-        """
-        states = {job: job.rows()[1] for job in self.jobs if job.log == "log.h5"}
-        pace = {job: self.recorded[name] for job in states if (name := without_seed(job.folder.name)) in self.recorded}
-        pace |= {job: pace_of(rows) for job, rows in states.items() if rows}
-        if not pace:
-            return None, 0, sum(job.epochs for job in states)
-        average = sum(pace.values()) / len(pace)
-        left = sum((job.epochs - len(states[job])) * pace.get(job, average) for job in [*waiting, *running] if job in states)
-        done = sum(min(len(rows), job.epochs) for job, rows in states.items())
-        return left, done, sum(job.epochs for job in states)
-
-    def left(self, waiting, running, jobs):
-        seconds = self.remaining(waiting, running)[0]
-        return f"; about {duration(seconds / self.at_once(waiting, running, jobs))} left" if seconds else ""
-
-    @staticmethod
-    def at_once(waiting, running, jobs):
-        """How many processes share what is left."""
-        return max(1, min(jobs, len(waiting) + len(running)))
-
-    def show(self, waiting, running, jobs):
-        if not self.tqdm or time.monotonic() - self.looked < 2:
-            return
-        from tqdm import tqdm
-
-        self.looked = time.monotonic()
-        seconds, done, total = self.remaining(waiting, running)
-        self.bar = self.bar or tqdm(total=total, unit="epoch", leave=False, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} epochs {postfix}")
-        self.bar.n = done
-        left = f"; {duration(seconds / self.at_once(waiting, running, jobs))} left" if seconds else ""
-        self.bar.set_postfix_str(", ".join(job.folder.name for job in running) + left)
-
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-
-def pace_of(rows):
-    """Seconds an epoch took."""
-    return sum(row["seconds"] for row in rows) / len(rows)
-
-
-def without_seed(name):
-    """A training run's name without its seed."""
-    return name.rsplit("-s", 1)[0]
-
-
-def duration(seconds):
-    hours, minutes = divmod(max(1, round(seconds / 60)), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def show_table(args, stop):

@@ -4,6 +4,7 @@ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")  # the tests run in parallel; set before NumPy is imported
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes most of a GPU's memory, in every one of these processes
 
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,28 @@ settings.register_profile("random", deadline=None, max_examples=40)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "deterministic"))
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run_reproduce(tmp_path, monkeypatch, capsys):
+    """Run reproduce.py in an empty folder, with no recorded results; returns (exit code, stdout, stderr)."""
+    import reproduce
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NPREF_DATA", str(tmp_path / "none"))
+    (tmp_path / "results").mkdir()
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+    def call(*words):
+        try:
+            code = reproduce.main([*words, *([] if "--own" in words else ["--results", str(tmp_path / "results")])])
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    yield call
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -1,14 +1,7 @@
 """The paper's experiments by name: what is run, gone on with, tabulated and drawn."""
 
-import os
-import re
 import shlex
-import signal
-import subprocess
 import sys
-import threading
-import time
-import types
 from dataclasses import asdict
 
 import pytest
@@ -19,41 +12,24 @@ sys.path.insert(0, str(ROOT / "examples"))
 import alignment
 import cifar10
 import lr_search
-import reproduce
 import results
 from recipes import NOT_RUN, RECIPES, Cell, Recipe
 
 from npref.config import Config
-from npref.runlog import lock, locked, read_log, unlock, write_log
+from npref.runlog import read_log, write_log
 
 SMALL = ["--synthetic", "--limit-train", "40"]
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run reproduce.py in an empty folder, with no recorded results; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NPREF_DATA", str(tmp_path / "none"))
-    (tmp_path / "results").mkdir()
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-
-    def call(*words):
-        try:
-            code = reproduce.main([*words, *([] if "--own" in words else ["--results", str(tmp_path / "results")])])
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    yield call
-    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
-        signal.signal(number, handler)
+def run(run_reproduce):
+    return run_reproduce
 
 
 def recipe(monkeypatch, *cells, **more):
     """The recipe `mine`, made of these cells."""
     mine = Recipe("Mine", "here", cells, **{"epochs": 2, "seeds": 1, **more})
-    for module in (reproduce, results):
-        monkeypatch.setitem(module.RECIPES, "mine", mine)
+    monkeypatch.setitem(RECIPES, "mine", mine)
 
 
 def test_list_names_every_table_and_figure(run):
@@ -112,29 +88,6 @@ def test_a_stand_in_has_no_folder(run):
     assert code == 0 and err == "" and "synthetic in place of cifar10, which was not found" in out, (out, err)
 
 
-def test_a_log_behind_its_checkpoint_is_completed(run, tmp_path):
-    """As after a kill between the last checkpoint and the last log: nothing has failed."""
-    words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs", "2"]
-    assert run(*words)[0] == 0
-    path = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
-    log = read_log(path)
-    write_log(path, log["config"], log["environment"], log["rows"][:1], "running")
-    code, out, err = run(*words)
-    assert code == 0 and err == "" and "of 2 epochs" in out and read_log(path)["rows"] == log["rows"], (out, err)
-
-
-def test_a_run_that_went_further_is_not_cut_short(run, tmp_path):
-    """Stopped or not: it has all epochs that are asked for."""
-    words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "--seeds", "0", *SMALL]
-    assert run(*words, "--epochs", "3")[0] == 0
-    path = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
-    log = read_log(path)
-    write_log(path, log["config"] | {"epochs": 50}, log["environment"], log["rows"], "interrupted")
-    before = path.read_bytes()
-    code, out, err = run(*words, "--epochs", "2")
-    assert (code, err) == (0, "") and "1 of 1 runs are done already" in out and path.read_bytes() == before
-
-
 def test_what_is_recorded_stays(run, tmp_path):
     """While a recorded run is taken further, or measured on part of the test set, what was recorded of it is kept."""
     def put(name, epochs, status, **more):
@@ -179,49 +132,6 @@ def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
     assert run(*words, "--epochs", "2")[1].count("cifar10.py --method bp") == 1  # goes on
     assert run(*words, "--seeds", "1")[1].count("cifar10.py --method bp") == 1
     assert run(*words[:-2], "--dry-run")[1].count("--method bp") == 1
-
-
-def test_recorded_runs_tell_how_long_it_will_take(run, tmp_path):
-    words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "np", "--seeds", "0", *SMALL, "--epochs", "2"]
-    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5}
-    rows = [row | {"seconds": seconds} for seconds in (1800.0, 5400.0)]
-    log = {"config": asdict(Config(epochs=2)), "environment": {}, "status": "finished", "rows": rows}
-    (tmp_path / "results/logs").mkdir(parents=True)
-    results.write_text(tmp_path / "results/logs/synthetic-fc1-bp-limit-train-40-s7.tsv", log)  # of another seed
-    code, out, _ = run(*words)
-    assert code == 0 and "2 runs to go; about 4 h 0 min left, by the times" in out  # NP, never timed, is taken to be as fast
-    assert "[2/2]" in out and "[1/2] synthetic-fc1-bp" in out and " h " not in out.partition("[2/2]")[2]
-    out = run(*words, "--epochs", "3")[1]
-    assert "2 runs to go; about 1 min left" in out  # now they are timed
-
-
-def test_a_search_of_other_epochs_is_another(run, tmp_path):
-    words = ["run", "v1-figure2", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs"]
-    assert run(*words, "1")[0] == run(*words, "2")[0] == run(*words, "3")[0] == 0
-    searches = [read_log(path)["config"]["epochs"] for path in sorted((tmp_path / "runs/reproduce").glob("search-*/search.h5"))]
-    assert searches == [2, 1]
-
-
-def test_a_search_without_a_stable_rate_stops_nothing_else(run, monkeypatch):
-    recipe(monkeypatch, Cell("bp", "fc1", options=(("optimizer", "sgd"),), search=1e38), Cell("np", "fc1"))
-    for _ in range(2):
-        code, out, err = run("run", "mine", *SMALL)
-        assert code == 1 and err.count("failed: search-synthetic-fc1-bp-") == 1 and "every learning rate from 1e+38 on diverged" in err
-        assert "synthetic-fc1-np" in out or "1 of 1 runs are done already" in out
-    assert run("run", "mine", *SMALL, "--dry-run")[0] == 0
-
-
-def test_a_damaged_log_stops_nothing_else(run, monkeypatch, tmp_path):
-    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"))
-    assert run("run", "mine", *SMALL, "--methods", "bp")[0] == 0
-    path = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
-    path.write_bytes(path.read_bytes()[:-10])
-    code, out, err = run("run", "mine", *SMALL)
-    assert code == 1 and "failed: synthetic-fc1-bp-" in err and "damaged" in err and "[1/1] synthetic-fc1-np" in out, (out, err)
-    (tmp_path / "runs/reproduce/nowhere").mkdir()
-    (tmp_path / "runs/reproduce/nowhere/log.h5").symlink_to("gone")
-    code, out, err = run("table", "mine")
-    assert code == 0 and err.count("warning: left out: ") == 2 and "| fc1 | BP | – / – | not run" in out and out.count("not run") == 2
 
 
 def test_own_runs_alone(run, tmp_path):
@@ -281,168 +191,6 @@ def test_the_pictures_are_the_same_every_time(run, tmp_path):
         assert run("plot", "v2-figure3", "--out", out)[0] == 0
     for kind in ("png", "svg"):
         assert (tmp_path / f"a/v2-figure3.{kind}").read_bytes() == (tmp_path / f"b/v2-figure3.{kind}").read_bytes()
-
-
-def test_rates_are_searched_first(run, tmp_path):
-    words = ["run", "v1-figure2", "--methods", "bp", "--seeds", "0", *SMALL, "--epochs", "1"]
-    code, out, err = run(*words)
-    assert code == 0 and err == "", (out, err)
-    folder, = (tmp_path / "runs/reproduce").glob("search-*")
-    rate = lr_search.best(read_log(folder / "search.h5")["rows"])
-    log, = (read_log(path) for path in (tmp_path / "runs/reproduce").glob("*/log.h5"))
-    assert log["config"]["lr"] == rate and log["config"]["loss"] == "mse" and log["config"]["optimizer"] == "sgd"
-    assert folder.name == "search-synthetic-fc1-bp-loss-mse-optimizer-sgd-limit-train-40-epochs-1"
-    assert f"lr {rate:.3g} (paper 8e-06)" in run("table", "v1-figure2")[1]
-    assert run("table", "v1-table2")[1].count("not run") == 23
-    assert f"| fc1 | BP | 8e-06 | {rate:.3g} | 1e-06 to " in run("table", "v1-table2")[1]
-    assert "| 1 epochs a rate; on synthetic; 40 training samples |" in run("table", "v1-table2")[1]
-    assert "(v1, Table 2): 1 of 24 rates searched" in run("list")[1]
-    code, out, _ = run("run", "v1-table2", "--archs", "fc1", "--methods", "bp", *SMALL, "--epochs", "1")  # searches only
-    assert code == 0 and out.count("done already") == 1 and "[" not in out
-    assert run("plot", "v1-table2")[0] == 0 and (tmp_path / "runs/reproduce/v1-table2.png").stat().st_size > 5000
-
-
-def test_divergence_is_recorded_and_the_rest_goes_on(run, monkeypatch):
-    wild = Cell("bp", "fc1", options=(("optimizer", "sgd"), ("lr", 1e38)), paper=(1.0, 2.0))
-    recipe(monkeypatch, wild, Cell("np", "fc1", paper=(1.0, 2.0)))
-    code, out, err = run("run", "mine", *SMALL)
-    assert code == 0 and err == "" and "diverged: bp diverged in epoch" in out and "[2/2] synthetic-fc1-np" in out, (out, err)
-    assert "1 of 1" not in out
-    code, out, _ = run("run", "mine", *SMALL)
-    assert code == 0 and "2 of 2 runs are done already" in out
-    assert "| fc1 | BP, sgd, lr 1e+38 | 1 / 2 | diverged | diverged | | | 1 | 0 | |" in run("table", "mine")[1]
-
-
-def test_a_divergence_after_the_epochs_that_count(run, monkeypatch, tmp_path):
-    cell = Cell("bp", "fc1", paper=(1.0, 2.0))
-    recipe(monkeypatch, cell)
-    config = results.cell_config(cell, "cifar10")
-    rows = [{"epoch": i, "train_loss": 1.0, "train_accuracy": i / 10, "test_loss": 1.0, "test_accuracy": i / 10} for i in (1, 2, 3)]
-    (tmp_path / "runs/reproduce/a").mkdir(parents=True)
-    write_log(tmp_path / "runs/reproduce/a/log.h5", asdict(config), {}, rows, "diverged: bp diverged in epoch 4")
-    assert "30.0 | 30.0 | +28.0 |  | 1 | 3 | 1 | diverged: seed 0 in epoch 4 |" in run("table", "mine")[1]
-    for until in (1, 2, 3):
-        out = run("table", "mine", "--until", str(until))[1]
-        assert f"{until}0.0 | {until}0.0 | {10 * until - 2:+.1f} |  | 1 | {until} | 1 |  |" in out
-    assert "diverged: seed 0 in epoch 4" in run("table", "mine", "--until", "4")[1]
-
-
-def test_a_failure_is_told_and_the_rest_goes_on(run, monkeypatch, tmp_path):
-    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"))
-    assert run("run", "mine", *SMALL, "--epochs", "1")[0] == 0
-    checkpoint = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/checkpoint.h5"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
-    code, out, err = run("run", "mine", *SMALL, "--epochs", "2")
-    assert code == 1 and "failed: synthetic-fc1-bp-limit-train-40-s0: exit code 2: error: " in err and "damaged" in err
-    assert "[2/2] synthetic-fc1-np-limit-train-40-s0: " in out and "of 2 epochs" in out
-
-
-def test_a_stop_loses_less_than_an_epoch(tmp_path):
-    """Ctrl-C in the middle of a run; the same command goes on and ends as an uninterrupted one does."""
-    env = {**os.environ, "NPREF_DATA": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}
-    words = "run v2-figure3 --synthetic --archs fc1 --methods dnp --seeds 0 --limit-train 200 --epochs".split()
-
-    def start(runs, epochs):
-        places = ["--runs", tmp_path / runs, "--results", tmp_path / "results"]
-        return subprocess.Popen([sys.executable, ROOT / "examples/reproduce.py", *words, str(epochs), *places], env=env,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    process, log = start("a", 300), tmp_path / "a/synthetic-fc1-dnp-limit-train-200-s0/log.h5"
-    while not (log.exists() and len(read_log(log)["rows"]) >= 2):
-        time.sleep(0.05)
-        assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped with 1 of 1 runs to go; all is saved, go on with the same command" in err
-    before = read_log(log)
-    assert before["status"] == "interrupted" and 2 <= len(before["rows"]) < 300
-    epochs = len(before["rows"]) + 1
-    for runs in ("a", "b"):
-        out, err = (process := start(runs, epochs)).communicate(timeout=120)
-        assert process.returncode == 0, (out, err)
-    after, whole = (read_log(tmp_path / runs / log.parent.name / "log.h5")["rows"] for runs in ("a", "b"))
-    assert after[:-1] == before["rows"] and len(after) == epochs
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in after] == [
-        {k: v for k, v in row.items() if k != "seconds"} for row in whole]
-
-
-def test_two_signals_in_a_row_leave_nothing_running(tmp_path):
-    process = subprocess.Popen([sys.executable, ROOT / "examples/reproduce.py", "run", "v2-figure3", "--synthetic", "--archs", "fc1",
-                                "--methods", "dnp", "--seeds", "0", "--limit-train", "200", "--epochs", "100000", "--runs", tmp_path / "a",
-                                "--results", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    folder = tmp_path / "a/synthetic-fc1-dnp-limit-train-200-s0"
-    while not ((folder / "log.h5").exists() and read_log(folder / "log.h5")["rows"]):
-        time.sleep(0.05)
-        assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.03)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err, (out, err)
-    end = time.monotonic() + 60
-    while locked(folder):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    assert read_log(folder / "log.h5")["status"] == "interrupted"
-
-
-@pytest.mark.parametrize("finished", [False, True])
-def test_what_another_process_is_working_on_is_waited_for(run, tmp_path, finished):
-    """It is run if the other process leaves it unfinished, and not if that has done it."""
-    folders = [tmp_path / f"shared/synthetic-fc1-{method}-limit-train-40-s0" for method in ("bp", "np")]
-    folders[0].mkdir(parents=True)
-    held = lock(folders[0])
-    assert locked(folders[0]) and not locked(folders[1])
-    words = "run v2-figure3 --archs fc1 --methods bp np --seeds 0 --epochs 1 --runs".split()
-    words += [tmp_path / "shared", *SMALL, "--results", tmp_path / "results"]
-    process = subprocess.Popen([sys.executable, "-u", ROOT / "examples/reproduce.py", *words], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
-    lines = []
-    while not (lines and lines[-1].startswith("waiting for 1 runs that another process is working on")):
-        lines.append(process.stdout.readline())
-        assert process.poll() is None, (lines, process.communicate())
-    assert any("[1/2] synthetic-fc1-np-limit-train-40-s0: " in line for line in lines)
-    assert not (folders[0] / "log.h5").exists()
-    if finished:
-        (folders[0] / "log.h5").write_bytes((folders[1] / "log.h5").read_bytes())
-    unlock(held)
-    out, err = process.communicate(timeout=60)
-    result = "done by another process" if finished else "% / "
-    assert process.returncode == 0 and err == "" and f"[2/2] synthetic-fc1-bp-limit-train-40-s0: {result}" in re.sub(r"[\d.]+%", "%", out)
-    assert all(read_log(folder / "log.h5")["status"] == "finished" for folder in folders)
-    assert (folders[0] / "checkpoint.h5").exists() is not finished
-
-
-def test_a_process_that_came_second_is_started_again(run, tmp_path, monkeypatch):
-    recipe(monkeypatch, Cell("bp", "fc1"), epochs=1)
-    folder, start, held = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0", reproduce.start, []
-
-    def late(job, args):
-        if held:
-            return start(job, args)
-        job.folder.mkdir(parents=True)
-        held.append(lock(job.folder))
-        process = start(job, args)
-        assert process.wait() == 2 and "another process is writing the run" in (folder / "output.txt").read_text()
-        threading.Timer(0.5, unlock, held).start()
-        return process
-
-    monkeypatch.setattr(reproduce, "start", late)
-    code, out, err = run("run", "mine", *SMALL)
-    assert code == 0 and err == "" and "of 1 epochs" in out and len(held) == 1 and read_log(folder / "log.h5")["status"] == "finished"
-
-
-@pytest.mark.parametrize("jobs, set_already, expected", [(1, None, None), (2, None, "3"), (4, None, "1"), (9, None, "1"), (2, "5", "5")])
-def test_processes_share_the_cores(tmp_path, monkeypatch, jobs, set_already, expected):
-    environments = []
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: environments.append(how["env"]))
-    monkeypatch.setattr(reproduce, "cores", lambda: 6)
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    if set_already is not None:
-        monkeypatch.setenv("OPENBLAS_NUM_THREADS", set_already)
-    job = types.SimpleNamespace(folder=tmp_path / "r", log="log.h5", script="cifar10.py", arguments=[])
-    reproduce.start(job, types.SimpleNamespace(jobs=jobs))
-    assert environments[0].get("OPENBLAS_NUM_THREADS") == expected and environments[0]["PATH"] == os.environ["PATH"]
 
 
 @pytest.mark.parametrize("words, message", [
