@@ -112,8 +112,8 @@ WHY_CONV = (*variants(CONV, ("bp", "np", "anp", "danp"), [("padding", 1)]),
             *variants(CONV, ("np", "anp", "danp", "inp", "dinp"), [("lr", 1e-3)]),
             *variants(CONV, ("np", "anp"), [STANDARD, ("lr", 5e-4)], [STANDARD, ("lr", 1e-3)]),
             *variants(CONV, ("np", "anp", "inp"), [STANDARD, ("padding", 1), ("lr", 5e-4)]))
-WHY_DEEP = (*variants(FC6, ("danp",), [("lr", 1e-3)], [UNIFORM]), *variants(FC6, ("dinp", "dnp"), [("lr", 1e-3)]),
-            *variants(FC6, ("dinp", "dnp"), [UNIFORM]), *variants(FC6, ("danp",), [GLOROT], [("lr", 5e-4)]))
+WHY_DEEP = (*variants(FC6, DECORRELATED, [("lr", 5e-4)]), *variants(FC6, ("danp",), [UNIFORM], [("lr", 1e-3)], [GLOROT]),
+            *variants(FC6, ("dnp", "dinp"), [UNIFORM], [("lr", 1e-3)]))
 AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options if option[0] != "decor_lr")) for c in TINY
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
 WHY_TINY = AT_PAPERS_ALPHA + variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT])
