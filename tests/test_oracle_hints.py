@@ -1,0 +1,205 @@
+"""Why a number is wrong, in the words of the checker."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from golden import SMALL, first_sample, given, golden, updates_only
+
+from npref import oracle
+from npref.oracle import checker as checking
+from npref.oracle.conventions import CONVENTIONS
+from npref.oracle.hints import _agree, hint, shape_hint
+from npref.oracle.reference import Kink, reference
+
+
+@pytest.mark.parametrize("rule, quantity, factor, words", [
+    ("bp", "dW/1", -1, "the sign"),
+    ("bp", "dW/1", 4, "summed over the batch: the mean is expected"),
+    ("bp", "dW/1", 0.25, "averaged over the batch twice"),
+    ("bp", "dW/1", 2, "a factor 2"),
+    ("bp", "dW/1", -0.5, "the sign, and a factor 1/2"),
+    ("bp", "dW/1", 1.7, "off by the constant factor 1.7"),
+    ("np", "dW/1", 3, "summed over the K noise samples: their mean is expected"),
+    ("np", "db/1", 12, "summed over batch and noise samples: their mean is expected"),
+    ("np", "dW/1", 0.375, "σ in place of σ²"),
+    ("np", "dW/1", 0.140625, "the division by σ² is missing"),
+    ("anp", "dW/0", 1 / 8, "N, the units of the network, is missing"),
+    ("anp", "dW/0", 8**-0.5, "the square root of N, the units of the network, in its place"),
+    ("anp", "dW/0", 8, "N, the units of the network, once too often"),
+    ("inp", "dW/0", 1 / 5, "N_l, the units of the layer, is missing"),
+    ("inp", "dW/0", 5**-0.5, "the square root of N_l, the units of the layer, in its place"),
+    ("inp", "db/0", 5, "N_l, the units of the layer, once too often"),
+    ("anp", "dW/0", 5 / 8, "N_l in place of N"),
+    ("inp", "dW/0", 8 / 5, "N in place of N_l"),
+    ("np", "loss", 1 / 3, "off by the constant factor 0.333333"),
+    ("np", "noisy_loss", 3.0000001, "off by the constant factor 3"),
+    ("np", "a/0", 4, "off by the constant factor 4"),
+    ("np", "a/0", 8, "off by the constant factor 8"),
+])
+def test_hints_name_known_factors(rule, quantity, factor, words):
+    """Four samples, three noise samples, layers of five and three units, σ = 0.375."""
+    case, outputs = golden(f"{rule}/dense2-bias" + "-k3" * (rule != "bp"))
+    value, scale = outputs[quantity]
+    said = hint(case, CONVENTIONS["paper"], quantity, factor * value, value, 1e-14 * scale, rerun=False)
+    assert said.startswith(words), said
+
+
+def test_hints_say_nothing_of_what_they_do_not_know():
+    case, outputs = golden("anp/dense2-bias-k3")
+    value, scale = outputs["dW/0"]
+    paper = CONVENTIONS["paper"]
+    assert hint(case, paper, "dW/0", value + np.arange(20).reshape(5, 4), value, 1e-14 * scale) == ""
+    assert shape_hint(value[:2], value, 1e-14 * scale) == shape_hint(2 * value.T, value, 1e-14 * scale) == ""
+    assert shape_hint(value.T, value, 1e-14 * scale) == "transposed"
+    assert hint(case, paper, "dW/0", 2 * value + 1, value, 1e-14 * scale, rerun=False) == ""
+    assert hint(case, paper, "dW/0", 0 * value + 1, 0 * value, 1e-14 * scale, rerun=False) == ""
+    assert hint(case, paper, "loss", np.array([2.7]), np.array([1.0]), np.array([1e-14]), rerun=False) == ""  # any number has a factor
+    one = golden("bp/conv-stride-bias")[0]
+    positions = hint(one, paper, "dW/0", np.ones(3) / 6, np.ones(3), np.full(3, 1e-14), rerun=False)
+    assert positions == "averaged over a convolution's positions: their sum is expected"
+
+
+@pytest.mark.parametrize("name, loss, quantity, factor, words", [
+    ("danp/mse", "mse", "loss", 1 / 3, "averaged over the outputs: mse is their sum"),
+    ("danp/mse", "mse", "noisy_loss", 1 / 3, "averaged over the outputs: mse is their sum"),
+    ("danp/mse", "mse", "dL", -1 / 3, "the sign, and averaged over the outputs: mse is their sum"),
+    ("danp/mse", "mse", "dL", -1, "the sign"),
+    ("danp/mse", "mse-mean", "loss", 3, "summed over the outputs: mse-mean is their mean"),
+    ("danp/mse", "mse-mean", "dL", 3, "summed over the outputs: mse-mean is their mean"),
+    ("danp/mse", "mse", "a/1", 1 / 3, "off by the constant factor 0.333333"),
+    ("bp/dense2-bias", "cce", "dW/1", 2, "a factor 2"),
+    ("bp/dense2-bias", "cce", "a/0", 1 / 3, "off by the constant factor 0.333333"),
+    ("inp/dense2-bias-k3", "cce", "dW/1", 3,
+     "summed over the K noise samples: their mean is expected or N_l, the units of the layer, once too often"),
+    ("anp/dense2-bias-k3", "cce", "dW/0", (1 + 4e-4) / 8, "off by the constant factor 0.12505"),
+    ("anp/dense2-bias-k3", "cce", "dW/0", -(1 + 4e-4) / 8, "off by the constant factor -0.12505"),
+    ("anp/dense2-bias-k3", "cce", "dW/0", 8 * (1 - 5e-5), "N, the units of the network, once too often"),
+    ("anp/dense2-bias-k3", "cce", "dW/0", -8 * (1 - 5e-5), "the sign, and N, the units of the network, once too often"),
+])
+def test_hints_of_factors_are_these_words_and_no_others(name, loss, quantity, factor, words):
+    case, outputs = golden(name)
+    value, scale = outputs[quantity]
+    case = replace(case, loss=loss)
+    assert hint(case, CONVENTIONS["paper"], quantity, factor * value, value, 1e-14 * scale, rerun=False) == words
+
+
+def test_a_factor_is_one_only_where_every_number_has_it():
+    case, paper = golden("bp/dense2-bias")[0], CONVENTIONS["paper"]
+
+    def said(out, value, tolerance=1e-3):
+        value = np.array(value, dtype=float)
+        return hint(case, paper, "a/0", np.array(out, dtype=float), value, np.full(value.shape, tolerance), rerun=False)
+
+    assert said([0, 30, 60], [0, 10, 20]) == "off by the constant factor 3"  # whatever stands first
+    assert said([30, 60], [10, 20]) == "off by the constant factor 3"
+    assert said([30.003, 60], [10, 20]) == "off by the constant factor 3"  # within 4 tolerances, three times as wide
+    assert said([30.013, 60], [10, 20]) == ""
+    assert said([5.003, 10], [10, 20]) == "a factor 1/2"  # a small factor makes no tolerance smaller, or larger
+    assert said([5.006, 10], [10, 20]) == ""
+    assert said([10.003, 20.003], [10, 20]) == ""  # the numbers themselves, all but
+    assert said([np.inf, np.inf], [10, 20]) == ""
+    single = golden("hand/bp")[0]  # one layer, of one unit: its mean is its sum
+    said = hint(single, paper, "loss", np.array([5.0, 10]), np.array([2.0, 4]), np.full(2, 1e-14), rerun=False)
+    assert said == "off by the constant factor 2.5"
+
+
+PAPERS = "this is the paper's number, not this convention's"
+
+
+def test_hints_tell_the_papers_number_under_another_convention(monkeypatch):
+    case, _ = golden("danp/sgd")
+    for name in ("mtj", "danp_open_source"):
+        c = CONVENTIONS[name]
+        for quantity, (value, scale) in checking.expected(case, c).items():
+            out, tolerance = reference(case)[quantity].value, 1e-13 * scale
+            if out.shape == value.shape and not np.all(abs(out - value) <= 4 * tolerance) and quantity != "loss":
+                assert hint(case, c, quantity, out, value, tolerance) == PAPERS
+                assert hint(case, c, quantity, out, value, tolerance, rerun=False) != PAPERS
+            assert PAPERS not in hint(case, c, quantity, 7 * value + 1, value, tolerance)  # (n_in, n_out) against the paper's (n_out, n_in)
+    value, scale = reference(case)["dW/0"].value, reference(case)["dW/0"].scale
+    assert hint(case, CONVENTIONS["paper"], "dW/0", value + 3e-13 * scale, value, 1e-13 * scale) == ""
+
+    def kink(*_):
+        raise Kink
+    monkeypatch.setattr("npref.oracle.hints.reference", kink)
+    assert hint(case, CONVENTIONS["mtj"], "dW/0", 7 * value, value, 1e-13 * scale) == "off by the constant factor 7"
+
+
+def test_agreement_is_within_four_tolerances():
+    assert _agree(np.array([4.0, -4]), np.zeros(2), 1.0) and not _agree(np.array([0, 4.5]), np.zeros(2), 1.0)
+
+
+def test_hints_of_variants_hold_under_a_convention_and_after_any_step():
+    """What the convention does anyway is passed over, and what comes after it is still tried; ten steps are computed where ten count."""
+    case, _ = golden("danp/small-noise")
+    for name in ("paper", "danp_open_source"):
+        c = CONVENTIONS[name]
+        expected, other, keras = checking.expected(case, c), reference(case, replace(c, root_n=True)), replace(c, beta2=0.9999)
+        for quantity, out, words in (("dW/0", other, "√N in place of N (of INP: √N_l of N_l)"),
+                                     ("after_1/v_W/0", reference(case, keras), "Adam with β₂ = 0.9999: it is 0.999"),
+                                     ("after_10/v_W/1", reference(case, keras), "Adam with β₂ = 0.9999: it is 0.999")):
+            value, scale = expected[quantity]
+            assert hint(case, c, quantity, out[quantity].value, value, 1e-14 * scale) == words
+            assert hint(case, c, quantity, out[quantity].value, value, 1e-14 * scale, rerun=False) != words
+
+
+@pytest.mark.parametrize("dtype, bits", [("float64", 29), ("float32", 13)])
+def test_the_range_of_errors_that_reduced_precision_explains(dtype, bits):
+    """From 2^-6 tolerances of that precision, which smaller errors than its own would be, to one."""
+    case = golden("np/dense2-bias-k3")[0].cast(dtype)
+
+    def said(error, tolerance=(1.0, 1.0)):
+        out = np.array(error) * 2.0**bits
+        return hint(case, CONVENTIONS["paper"], "a/0", out, np.zeros(2), np.array(tolerance), rerun=False) != ""
+
+    assert said([0, 1]) and said([0, -1]) and said([0, 2.0**-5.5]) and said([2.0**-5.9, 0])
+    assert not said([0, 2.0**-6]) and not said([0, 2.0**-6.5])
+    assert not said([1, 1], (1.0, 0.0)) and said([1, 0], (1.0, 0.0))  # a number without rounding must be exact
+
+
+@pytest.mark.parametrize("dtype, bits, words", [
+    ("float64", 24, "the error is float32's: something is computed in single precision"),
+    ("float32", 11, "the error is that of 11 significant bits: a product in TF32 or float16"),
+    ("float32", 8, "the error is that of 8 significant bits: a product in bfloat16"), ("float64", 20, ""), ("float32", 6, "")])
+def test_hints_tell_reduced_precision(dtype, bits, words):
+    """Errors up to a tolerance of that precision earn its hint, and larger ones another or none."""
+    case, outputs = golden("np/dense2-bias-k3")
+    value, scale = outputs["dW/0"]
+    tolerance = oracle.TOLERANCE * np.finfo(dtype).eps * scale
+    sign = np.where(np.arange(20).reshape(5, 4) % 2, 1, -0.9)
+
+    def said(size):
+        off = tolerance * 2.0 ** ((53 if dtype == "float64" else 24) - bits) * size * sign
+        return hint(case.cast(dtype), CONVENTIONS["paper"], "dW/0", value + off, value, tolerance, rerun=False)
+
+    assert said(0.99) == words and said(1.2) != words or not words and said(0.99) == ""
+
+
+def test_expected_values_end_where_a_kink_comes_too_close(monkeypatch):
+    """After one step alone, or the case is skipped."""
+    case, outputs = golden("danp/sgd")
+    mtj, whole = CONVENTIONS["mtj"], checking.reference
+
+    def kink_after(n):
+        def fake(case, convention, steps):
+            if max(steps) > n:
+                raise Kink
+            return whole(case, convention, steps)
+        monkeypatch.setattr(checking, "reference", fake)
+
+    assert list(checking.expected(case, mtj)) == list(outputs)
+    kink_after(1)
+    assert list(checking.expected(case, mtj)) == [name for name in outputs if "after_10" not in name]
+    kink_after(0)
+    assert checking.expected(case, mtj) == {}
+    results = list(oracle.check(SMALL, oracle.self, "mtj", "danp/sgd"))
+    assert [r.skipped for r in results] == ["by this convention a unit comes too close to its kink"] * 2
+
+
+def test_after_ten_differences_only_nothing_else_is_reasoned_about():
+    """The tenth difference is still explained by recomputing the reference, the eleventh by its looks alone."""
+    def shared(case):
+        return updates_only(given(eps=first_sample))(case) if case.rule != "bp" else None
+    results = [r for r in oracle.check(SMALL, shared, cases=["*/dense2-bias-k3", "*/conv-stride-bias-k3"]) if r.wrong]
+    assert ["one noise draw" in r.hint for r in results] == [True] * 10 + [False] * (len(results) - 10) and len(results) > 12
