@@ -114,6 +114,11 @@ def test_the_limit_is_two_over_the_largest_eigenvalue(seed):
     assert overshoot_limit(x) >= limit * (1 - 1e-9) and (common < 10 or overshoot_limit(x) == pytest.approx(limit))
 
 
+def test_the_limit_where_the_most_negative_eigenvalue_is_the_larger():
+    """Five inputs whose sum is 0: the moment is -4 off the diagonal, with eigenvalues 4 and -16."""
+    assert overshoot_limit(10 * (np.eye(5) - 1 / 5)) == pytest.approx(2 / 4)
+
+
 def test_inputs_without_correlation_have_no_limit():
     assert overshoot_limit(np.eye(4)) == overshoot_limit(np.ones((3, 1))) == overshoot_limit(np.zeros((3, 2))) == np.inf
 
