@@ -146,6 +146,10 @@ def test_nothing_has_changed_where_a_later_dtype_does_not_fit(second):
         with pytest.raises(TypeError, match="floating-point dtype|got None"):
             step()
     assert state.t == 0 and not state.m[0].any() and (w[0] == 1).all()
+    for name in ("m", "v"):
+        spoilt = replace(init_adam(w), **{name: [np.zeros(3, np.float32)] * 2})
+        with pytest.raises(TypeError, match="share a floating-point dtype"):
+            adam_step([np.ones(3)] * 2, [np.ones(3)] * 2, spoilt, 0.1)
 
 
 def test_a_numpy_rate_is_the_same_as_pythons():
