@@ -29,7 +29,10 @@ def test_words_are_philox(counter, key, block):
 def test_the_kernel_makes_the_same_words(fake_cupy, counter, key, block):
     assert noise.words(fake_cupy, *key, counter, 1).get().tolist() == list(block)
     counter = (7, *counter[1:])
-    assert np.array_equal(noise.words(fake_cupy, *key, counter, 1000).get(), noise.words(np, *key, counter, 1000))
+    expected = noise.words(np, *key, counter, 1000)
+    assert np.array_equal(noise.words(fake_cupy, *key, counter, 1000).get(), expected)
+    take = noise._source(fake_cupy, *key, counter)  # one call goes on where the last has ended
+    assert np.array_equal(np.concatenate([take(300).get(), take(700).get()]), expected)
 
 
 @pytest.mark.parametrize("kind", noise.KINDS)
