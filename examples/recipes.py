@@ -111,6 +111,7 @@ WHY_CONV = (*variants(CONV, ("bp", "np", "anp", "danp"), [("padding", 1)]),
             *variants(CONV, ("bp", "anp", "dnp"), [STANDARD]),
             *variants(CONV, ("np",), [STANDARD], [BIAS], [("lr", 5e-4)]),
             *variants(CONV, ("np", "anp", "danp", "inp", "dinp"), [("lr", 1e-3)]),
+            *variants(CONV, ("dnp",), [("lr", 5e-4)], [("lr", 2e-3)]),
             *variants(CONV, ("np", "anp"), [STANDARD, ("lr", 5e-4)], [STANDARD, ("lr", 1e-3)]),
             *variants(CONV, ("np", "anp", "inp"), [STANDARD, ("padding", 1), ("lr", 5e-4)]))
 AS_PRINTED = ("lr", 5e-3)  # Table 2's rate for six and nine hidden layers
