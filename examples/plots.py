@@ -52,7 +52,7 @@ def plot_run(log, path):
 def plot_curves(panels, path):
     """Train and test curves, a row of panels a network: mean over seeds with a band from least to most; returns the path.
 
-    panels: as results.curves gives them. PNG at `path`, and an SVG beside it.
+    panels: as tables.curves gives them. PNG at `path`, and an SVG beside it.
     """
     heights = [max(3.2, 0.2 * len(lines) + 0.6) for *_, lines in panels]  # inches, of which a line of the legend takes 0.2
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")

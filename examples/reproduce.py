@@ -18,20 +18,8 @@ from pathlib import Path
 from cifar10 import any_letters, exit_code
 from jobs import alignment_jobs, cells_of, search_jobs, training_jobs, wanted, work
 from recipes import NOT_RUN, RECIPES
-from results import (
-    STAND_INS,
-    alignment_of,
-    config_of,
-    curves,
-    gather,
-    kind_of,
-    record,
-    run_name,
-    runs_of,
-    searches,
-    searches_of,
-    table,
-)
+from results import STAND_INS, alignment_of, config_of, gather, kind_of, record, run_name, runs_of, searches, searches_of
+from tables import curves, table
 
 from npref import METHODS, datasets, get_backend
 from npref.backend import BACKENDS

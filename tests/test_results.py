@@ -1,11 +1,10 @@
-"""Logs as text, which runs belong to which cell, and the table."""
+"""Logs as text, which runs belong to which cell, and what is recorded."""
 
 import itertools
 import math
 import re
 import sys
 
-import numpy as np
 import pytest
 from conftest import ROOT
 from hypothesis import given
@@ -16,6 +15,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import cifar10
 import recipes
 import results
+import tables
 from recipes import RECIPES, Cell
 
 from npref import METHODS
@@ -188,7 +188,7 @@ def test_the_rate_that_a_search_found():
     seed1 = log_of(config_of("bp", optimizer="sgd", lr=1.0, seed=1), [10.0])
     assert results.runs_of(cell, {"a": slow, "b": fast, "c": seed1, "s": search, "t": trial}) == {0: fast}
     other = log_of(config_of("bp", optimizer="sgd", lr=2.0, seed=1), [10.0])
-    assert "| lr 1 and 2 |" in results.cell_line(cell, results.runs_of(cell, {"a": slow, "b": other}))
+    assert "| lr 1 and 2 |" in tables.cell_line(cell, results.runs_of(cell, {"a": slow, "b": other}))
 
 
 def test_a_run_without_an_epoch_is_none_yet():
@@ -196,52 +196,7 @@ def test_a_run_without_an_epoch_is_none_yet():
     begun, one = log_of(config_of(), [], status="running"), log_of(config_of(seed=1), [30.0])
     assert results.runs_of(cell, {"a": begun}) == {} and results.runs_of(cell, {"a": begun, "b": one}) == {1: one}
     begun["status"] = "diverged: np diverged in epoch 1"
-    assert results.cell_line(cell, results.runs_of(cell, {"a": begun})).count("diverged |") == 2
-
-
-def test_the_table():
-    cell = Cell("np", "fc1", paper=(38.5, 38.2))
-    logs = {"a": log_of(config_of(), [10.0, 40.0, 20.0], [11.0, 12.0, 41.0]), "b": log_of(config_of(seed=1), [10.0, 30.0], [9.0, 8.0])}
-    assert results.cell_line(cell, results.runs_of(cell, logs)) == (
-        "| fc1 | NP | 38.5 / 38.2 | 25.0 (9.0 to 41.0) | 35.0 (30.0 to 40.0) | -3.2 | 10.0 / 35.0 | 2 | 2 to 3 | never |  |")
-    assert results.cell_line(cell, {}) == "| fc1 | NP | 38.5 / 38.2 | not run | not run | | | | | | |"
-    logs["b"]["status"] = "diverged: NP diverged in epoch 3"
-    assert results.cell_line(cell, results.runs_of(cell, logs)) == (
-        "| fc1 | NP | 38.5 / 38.2 | 41.0 | 40.0 | +1.8 |  | 2 | 3 | 3 | diverged: seed 1 in epoch 3 |")
-    text = results.table(["v2-figure3", "v2-figure7"], logs)
-    assert "**v2-figure3**" in text and text.count("not run") == 2 * 11 + 1 and "| fc3 | DANP | 48.5 / 44.4 | not run" in text
-    stand_in = {"a": log_of(config_of(dataset="synthetic"), [10.0])}
-    assert results.cell_line(cell, results.runs_of(cell, stand_in)).endswith("| on synthetic |")
-    elsewhere = {"a": log_of(config_of(backend="cupy"), [10.0]), "b": log_of(config_of(seed=1), [10.0])}
-    assert results.cell_line(cell, results.runs_of(cell, elsewhere)).endswith("| on cupy and numpy |")
-
-
-def test_losses_are_final_accuracies_peaks():
-    log = log_of(config_of(), [10.0, 30.0, 20.0], [5.0, 50.0, 40.0])
-    assert results.value(log) == (50.0, 30.0)
-    for row in log["rows"]:
-        del row["train_accuracy"], row["test_accuracy"]
-    log["rows"][-1] |= {"train_loss": 0.5, "test_loss": 2.5}
-    assert results.value(log) == (0.5, 2.5) and results.figures(log)[0] == "loss"
-    cell = Cell("np", "fc1", paper=(None, 2.0))
-    assert "| – / 2 | 0.500 | 2.5 | +0.5 |  | 1 | 3 |" in results.cell_line(cell, {0: log})
-    log["status"] = "diverged: np diverged in epoch 4"
-    assert "| – / 2 | diverged | diverged | | | 1 | 3 | | diverged: seed 0 in epoch 4 |" in results.cell_line(cell, {0: log})
-
-
-def test_curves():
-    cells = [Cell("np", "fc1"), Cell("danp", "fc3", options=(("samples", 10),)), Cell("danp", "fc3", options=(("samples", 100),)),
-             Cell("dnp", "fc3", options=(("noisy_baseline", True),)), Cell("bp", "fc3")]
-    logs = {i: log_of(results.cell_config(cell, "cifar10"), [10.0 * i, 20.0]) for i, cell in enumerate(cells[:4])}
-    panels = results.curves(cells, logs)
-    assert [(title, quantity, [line[:3] for line in lines]) for title, quantity, lines in panels] == [
-        ("fc1, cifar10", "accuracy", [("NP", "np", 0.35)]),
-        ("fc3, cifar10", "accuracy", [("DANP, K = 10", "danp", pytest.approx(0.675)), ("DANP, K = 100", "danp", 1.0),
-                                      ("DNP, noisy baseline", "dnp", "noisy")])]
-    assert np.allclose(panels[1][2][1][3], [[[20.0, 20.0], [20.0, 20.0]]])
-    logs["cut"] = log_of(results.cell_config(cells[0], "cifar10", seed=1), [5.0], status="diverged: NP diverged in epoch 2")
-    (name, _, _, runs), = results.curves(cells, logs)[0][2]
-    assert name == "NP, 1 of 2 seeds" and len(runs) == 1 and len(runs[0][0]) == 2
+    assert tables.cell_line(cell, results.runs_of(cell, {"a": begun})).count("diverged |") == 2
 
 
 def test_record(tmp_path):
@@ -262,12 +217,12 @@ def test_what_is_recorded_agrees_with_itself(tmp_path):
     logs = results.gather(recorded, None)
     assert results.record(tmp_path, logs) == len(logs) > 0
     assert (tmp_path / "runs.tsv").read_text() == (recorded / "runs.tsv").read_text()
-    tables = set()
+    tabulated = set()
     for path in ("README.md", "data/results/README.md"):
         text = (ROOT / path).read_text()
         names = re.search(rf"reproduce\.py table --into {re.escape(path)} ([\w\- ]+)", text).group(1).split()
         shown = text.partition("<!-- results: begin -->")[2].partition("<!-- results: end -->")[0]
-        assert shown.strip() == results.table(names, logs).strip()
-        tables |= set(names)
+        assert shown.strip() == tables.table(names, logs).strip()
+        tabulated |= set(names)
     rows = [line.split("\t") for line in (recorded / "runs.tsv").read_text().splitlines()]
-    assert all(tables & set(row[rows[0].index("recipes")].split(",")) for row in rows[1:])  # every run is in one of them
+    assert all(tabulated & set(row[rows[0].index("recipes")].split(",")) for row in rows[1:])  # every run is in one of them

@@ -1,0 +1,59 @@
+"""The tables, and the curves that are drawn."""
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "examples"))
+
+import results
+import tables
+from recipes import Cell
+from test_results import config_of, log_of
+
+
+def test_the_table():
+    cell = Cell("np", "fc1", paper=(38.5, 38.2))
+    logs = {"a": log_of(config_of(), [10.0, 40.0, 20.0], [11.0, 12.0, 41.0]), "b": log_of(config_of(seed=1), [10.0, 30.0], [9.0, 8.0])}
+    assert tables.cell_line(cell, results.runs_of(cell, logs)) == (
+        "| fc1 | NP | 38.5 / 38.2 | 25.0 (9.0 to 41.0) | 35.0 (30.0 to 40.0) | -3.2 | 10.0 / 35.0 | 2 | 2 to 3 | never |  |")
+    assert tables.cell_line(cell, {}) == "| fc1 | NP | 38.5 / 38.2 | not run | not run | | | | | | |"
+    logs["b"]["status"] = "diverged: NP diverged in epoch 3"
+    assert tables.cell_line(cell, results.runs_of(cell, logs)) == (
+        "| fc1 | NP | 38.5 / 38.2 | 41.0 | 40.0 | +1.8 |  | 2 | 3 | 3 | diverged: seed 1 in epoch 3 |")
+    text = tables.table(["v2-figure3", "v2-figure7"], logs)
+    assert "**v2-figure3**" in text and text.count("not run") == 2 * 11 + 1 and "| fc3 | DANP | 48.5 / 44.4 | not run" in text
+    stand_in = {"a": log_of(config_of(dataset="synthetic"), [10.0])}
+    assert tables.cell_line(cell, results.runs_of(cell, stand_in)).endswith("| on synthetic |")
+    elsewhere = {"a": log_of(config_of(backend="cupy"), [10.0]), "b": log_of(config_of(seed=1), [10.0])}
+    assert tables.cell_line(cell, results.runs_of(cell, elsewhere)).endswith("| on cupy and numpy |")
+
+
+def test_losses_are_final_accuracies_peaks():
+    log = log_of(config_of(), [10.0, 30.0, 20.0], [5.0, 50.0, 40.0])
+    assert results.value(log) == (50.0, 30.0)
+    for row in log["rows"]:
+        del row["train_accuracy"], row["test_accuracy"]
+    log["rows"][-1] |= {"train_loss": 0.5, "test_loss": 2.5}
+    assert results.value(log) == (0.5, 2.5) and results.figures(log)[0] == "loss"
+    cell = Cell("np", "fc1", paper=(None, 2.0))
+    assert "| – / 2 | 0.500 | 2.5 | +0.5 |  | 1 | 3 |" in tables.cell_line(cell, {0: log})
+    log["status"] = "diverged: np diverged in epoch 4"
+    assert "| – / 2 | diverged | diverged | | | 1 | 3 | | diverged: seed 0 in epoch 4 |" in tables.cell_line(cell, {0: log})
+
+
+def test_curves():
+    cells = [Cell("np", "fc1"), Cell("danp", "fc3", options=(("samples", 10),)), Cell("danp", "fc3", options=(("samples", 100),)),
+             Cell("dnp", "fc3", options=(("noisy_baseline", True),)), Cell("bp", "fc3")]
+    logs = {i: log_of(results.cell_config(cell, "cifar10"), [10.0 * i, 20.0]) for i, cell in enumerate(cells[:4])}
+    panels = tables.curves(cells, logs)
+    assert [(title, quantity, [line[:3] for line in lines]) for title, quantity, lines in panels] == [
+        ("fc1, cifar10", "accuracy", [("NP", "np", 0.35)]),
+        ("fc3, cifar10", "accuracy", [("DANP, K = 10", "danp", pytest.approx(0.675)), ("DANP, K = 100", "danp", 1.0),
+                                      ("DNP, noisy baseline", "dnp", "noisy")])]
+    assert np.allclose(panels[1][2][1][3], [[[20.0, 20.0], [20.0, 20.0]]])
+    logs["cut"] = log_of(results.cell_config(cells[0], "cifar10", seed=1), [5.0], status="diverged: NP diverged in epoch 2")
+    (name, _, _, runs), = tables.curves(cells, logs)[0][2]
+    assert name == "NP, 1 of 2 seeds" and len(runs) == 1 and len(runs[0][0]) == 2
