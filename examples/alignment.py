@@ -27,7 +27,8 @@ from npref.command_line import Parser
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.runlog import check_same_run, environment, lock, read_checkpoint, read_log, unlock, write_log
-from npref.train import Diverged, Interrupted, compute_update, params_from
+from npref.step import compute_update
+from npref.train import Diverged, Interrupted, params_from
 
 NOISY = [method for method in METHODS if split_method(method)[0] != "bp"]
 FIRST_STEP = 2**63  # of the measurements' noise; training counts its steps from 0
@@ -289,7 +290,7 @@ def measure(work, network, params, x, t, group, tick):
     rule = measured_config(config, method, sigma2)
     if epoch == config["epochs"][0]:
         few = slice(precision.MEASURED)
-        precision.warn_of_rounding(rule, precision.rounding_error(compute_update, rule, network, params, x[few], t[few]))
+        precision.warn_of_rounding(rule, precision.rounding_error(rule, network, params, x[few], t[few]))
     exact = bp_update(network, params, x, t, loss=config["loss"]).dW
     found, spreads = {K: [] for K in config["samples"]}, {}
     stops = sorted({*found, *range(PIECE, config["samples"][-1], PIECE)})

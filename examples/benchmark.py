@@ -40,7 +40,8 @@ from npref.noise import KINDS
 from npref.optim import adam_step
 from npref.rules import group_size
 from npref.runlog import replace_file, source_revision
-from npref.train import Interrupted, compute_update, initial_state, learnable, noise_groups, start_step, training_step
+from npref.step import compute_update, initial_state, learnable, noise_groups, start_step, training_step
+from npref.train import Interrupted
 
 AGAINST = ("plain", "torch", "torch-algebra", "torch-compile")
 

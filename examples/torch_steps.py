@@ -18,7 +18,7 @@ from npref import init_params, split_method
 from npref.decorrelation import decorrelation_step, moment_is_cheaper, spares_x_star
 from npref.layers import Conv
 from npref.noise import draw
-from npref.train import compute_update
+from npref.step import compute_update
 
 CHECKED = 16  # samples
 

@@ -5,6 +5,7 @@ Ahmad): BP, NP, INP, ANP and their decorrelated forms, on dense and convolutiona
 
     equations   Eq. 1-6 and the decorrelation rule, literally, on one sample: read this first
     rules       the same rules on mini-batches and K noise samples
+    step        one mini-batch: noise, update, new parameters
     train       the training loop;  runlog, datasets: what it writes and reads
     oracle      golden vectors, and the check of other implementations against them (not imported here)
 """

@@ -7,6 +7,7 @@ import numpy as np
 
 from .backend import to_host
 from .network import Params
+from .step import compute_update
 
 MEASURED = 100  # the first so many training images are measured: that takes less time than one step on 1,000
 # Rounding adds the square of its relative error to the variance of an update: 1% at this error. The error goes as 1 / σ, so a
@@ -20,12 +21,12 @@ class NoiseFloorWarning(UserWarning):
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is for the training step to find
-def rounding_error(update, config, network, params, x, t):
+def rounding_error(config, network, params, x, t):
     """The relative error that rounding gives to δL: the median over samples of ‖δL - δL_64‖ / ‖δL_64‖, a float.
 
-    x (B, *input_shape), t (B, n_out), in the run's dtype. update: `train.compute_update`. Norms run over INP's layers (other
-    rules have one δL a sample). The noise is step 0's first noise sample; parameters and data are those of the run. A run whose
-    many rows make it form W R (see rules.py) rounds up to twice as much, once R is not I any more.
+    x (B, *input_shape), t (B, n_out), in the run's dtype. Norms run over INP's layers (other rules have one δL a sample). The noise is
+    step 0's first noise sample; parameters and data are those of the run. A run whose many rows make it form W R (see rules.py) rounds up
+    to twice as much, once R is not I any more.
 
     δL_64 is the same in float64. As that rounds too, noise below σ = 1e-10 is drawn at 1e-10 and δL_64 scaled down, δL being linear
     in so small a noise: this judges float64 itself. At larger σ float64 is its own yardstick, and its error, below 1e-5, is given
@@ -38,8 +39,8 @@ def rounding_error(update, config, network, params, x, t):
     narrow = replace(config, samples=1)
     wide = replace(narrow, dtype="float64", sigma2=config.sigma2 if jumps else max(config.sigma2, SIGMA_IN_FLOAT64**2))
     params_64 = Params(*(_float64(arrays) for arrays in (params.W, params.b, params.R)))
-    dL = to_host(update(narrow, network, params, x, t, 0).dL)  # (1, B), for INP (1, L, B)
-    dL_64 = to_host(update(wide, network, params_64, *_float64((x, t)), 0).dL)
+    dL = to_host(compute_update(narrow, network, params, x, t, 0).dL)  # (1, B), for INP (1, L, B)
+    dL_64 = to_host(compute_update(wide, network, params_64, *_float64((x, t)), 0).dL)
     error, size = (np.sqrt(np.sum(d**2, axis=tuple(range(d.ndim - 1))))  # (B,)
                    for d in ((wide.sigma2 / config.sigma2) ** 0.5 * dL - dL_64, dL_64))
     return float(np.median(error / np.where(size > 0, size, 1)))

@@ -1,150 +1,30 @@
-"""Training: one step, the mini-batch loop, evaluation, divergence, resume."""
+"""Training: the mini-batch loop, evaluation, what a run leaves, resume."""
 
 import time
 from collections import deque
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from . import noise as noise_source
-from . import rules, runlog
-from .backend import array_module, get_backend, to_host, to_host_later
+from . import noise, rules, runlog
+from .backend import array_module, get_backend, to_host
 from .batches import input_moments, prepare, resolved, targets
-from .decorrelation import decorrelation_step, mean_squared_correlation, warn_of_overshoot
-from .execution import keep_freed_memory, mark_nonfinite, samples_budget
+from .decorrelation import mean_squared_correlation, warn_of_overshoot
+from .execution import keep_freed_memory
 from .functions import correct
 from .functions import loss as loss_of
-from .network import Params, forward, init_params, without_decorrelation
-from .optim import AdamState, adam_step, init_adam, sgd_step
+from .network import Params, forward, without_decorrelation
+from .optim import AdamState
 from .precision import MEASURED, rounding_error, warn_of_rounding
+from .step import Diverged, State, diverged, initial_state, learnable, start_step
 
 CORRELATION_IMAGES = 1000  # the first so many training images are measured for correlation after every epoch
 
 
-class Diverged(RuntimeError):
-    """A loss, an update or an R is no longer finite; the message names method, epoch, step and the first such quantity."""
-
-
 class Interrupted(RuntimeError):
     """The run was asked to stop; it has saved itself and can be resumed. The message says where it stood."""
-
-
-@dataclass
-class State:
-    """A run between two steps. totals: sums over the epoch's clean passes so far, and its seconds."""
-
-    params: Params
-    adam: object  # AdamState, or None for SGD
-    epoch: int = 0  # epochs finished
-    batch: int = 0  # batches of this epoch done
-    totals: dict = field(default_factory=lambda: {"loss": 0.0, "correct": 0.0, "seen": 0, "seconds": 0.0})
-    rows: list = field(default_factory=list)
-
-
-def learnable(params):
-    """W and b in one list: what the optimiser changes (R has its own rule)."""
-    return [p for p in (*params.W, *params.b) if p is not None]
-
-
-def initial_state(config, network, xp=np):
-    """The State before the first step, on the device of `xp`."""
-    _, decorrelate = rules.split_method(config.method)
-    params = init_params(network, init=config.init, seed=config.seed, dtype=config.dtype, decorrelate=decorrelate, xp=xp)
-    return State(params, None if config.optimizer == "sgd" else init_adam(learnable(params)))
-
-
-def noise_groups(config, network, step, rows, xp, samples=None):
-    """The noise of one step as groups that fit a memory budget: an iterator of tuples, (k, B, *shape) per layer.
-    samples: a range of the step's noise samples; None for the configured K, range(K)."""
-    rule, _ = rules.split_method(config.method)
-    samples = range(config.samples) if samples is None else samples
-    size = rules.group_size(network, rule, len(rows), np.dtype(config.dtype).itemsize, len(samples), samples_budget(xp))
-    for k in range(0, len(samples), size):
-        yield _noise(config, network, step, samples[k : k + size], rows, xp, noise_source.NOISE)
-
-
-def _noise(config, network, step, samples, rows, xp, stream):
-    return tuple(noise_source.draw(xp, config.noise, shape, config.sigma2**0.5, seed=config.seed, step=step, layer=l,
-                                   samples=samples, rows=rows, dtype=config.dtype, stream=stream)
-                 for l, shape in enumerate(network.shapes[1:]))
-
-
-def compute_update(config, network, params, x, t, step, samples=None):
-    """The configured rule on one mini-batch, with the noise of that step: an `Update`. samples: as for `noise_groups`."""
-    xp, rows = array_module(x, t), range(len(x))
-    rule, _ = rules.split_method(config.method)
-    if rule == "bp":
-        return rules.bp_update(network, params, x, t, loss=config.loss)
-    groups = noise_groups(config, network, step, rows, xp, samples)
-    if rule == "inp":
-        return rules.inp_update(network, params, x, t, groups, loss=config.loss)
-    baseline = None
-    if config.noisy_baseline:
-        baseline = tuple(eps[0] for eps in _noise(config, network, step, range(1), rows, xp, noise_source.BASELINE))
-    if rule == "np":
-        return rules.np_update(network, params, x, t, groups, sigma2=config.sigma2, loss=config.loss, baseline=baseline)
-    return rules.anp_update(network, params, x, t, groups, loss=config.loss, baseline=baseline, norm=config.anp_norm)
-
-
-def training_step(config, network, state, x, t, step):
-    """One mini-batch: update W, b and R in place. Returns the `Update` and (summed loss, number correct) as floats.
-
-    The one transfer to the host is a vector that also tells whether anything is no longer finite: then Diverged.
-    """
-    update, outcome = start_step(config, network, state, x, t, step)
-    return update, outcome()
-
-
-@np.errstate(over="ignore", invalid="ignore")  # non-finite numbers are looked for, and reported as Diverged
-def start_step(config, network, state, x, t, step):
-    """`training_step`, but a GPU may still be at it: the second result is a function that waits, then returns or raises as that does."""
-    update = compute_update(config, network, state.params, x, t, step)
-    apply_update(state.params, state.adam, update, lr=config.lr, alpha=config.decor_lr, eps_hat=config.optimizer == "adam-eps-hat")
-    return update, _outcome(config, state, update, t, step)
-
-
-def apply_update(params, adam, update, *, lr, alpha, eps_hat=False):
-    """What follows an `Update`, in place: W and b by Adam, or by SGD if `adam` is None, and R, where there is one, by its own rule."""
-    updates = [d for d in (*update.dW, *update.db) if d is not None]
-    if adam is None:
-        sgd_step(learnable(params), updates, lr)
-    else:
-        adam_step(learnable(params), updates, adam, lr, eps_hat=eps_hat)
-    decorrelation_step(params.R, update.trace, alpha)
-
-
-def _outcome(config, state, update, t, step):
-    """`start_step`'s second result. The report of the step is made now, where the arrays are, and read when it is asked for."""
-    xp = array_module(t)
-    named = [("the loss of the clean pass", update.losses), ("the loss difference δL", update.dL),
-             *((f"the update ΔW_{l + 1}", d) for l, d in enumerate(update.dW)),
-             *((f"the bias update Δb_{l + 1}", d) for l, d in enumerate(update.db)),
-             *((f"R_{l}", R) for l, R in enumerate(state.params.R))]
-    named = [(name, a) for name, a in named if a is not None]
-    report = xp.zeros(2 + len(named))
-    for i, a in enumerate((correct(update.trace.y, t), update.losses)):
-        a.sum(dtype=xp.float64, out=report[i : i + 1].reshape(()))
-    for i, (_, a) in enumerate(named, 2):
-        mark_nonfinite(xp, a, report[i : i + 1])
-    report_on_host = to_host_later(report)
-    names, arrays = zip(*named) if xp is np else ([name for name, _ in named], None)  # a GPU's arrays change and go meanwhile
-
-    def outcome():
-        on_host = report_on_host()
-        for i, name in enumerate(names):
-            if not np.isfinite(on_host[2 + i]) and (arrays is None or not np.isfinite(arrays[i]).all()):  # where the sum alone did overflow
-                raise _diverged(config, state, step, name)
-        return float(on_host[1]), float(on_host[0])
-
-    return outcome
-
-
-def _diverged(config, state, step, quantity):
-    rates = f"lr than {config.lr:g}" + (f" or decor_lr than {config.decor_lr:g}" if state.params.R[0] is not None else "")
-    return Diverged(f"{config.method} diverged in epoch {state.epoch + 1}, step {step + 1}: {quantity} is not finite; "
-                    f"try a smaller {rates}")
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -218,7 +98,7 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
         x, y = (backend.xp.asarray(a[:MEASURED]) for a in (data.x_train, data.y_train))
         x, t = prepare(x, config.dtype, moments), targets(y, data.classes, config.dtype)
         if rule != "bp":
-            error = rounding_error(compute_update, config, network, state.params, x, t)
+            error = rounding_error(config, network, state.params, x, t)
             environment["rounding"] = f"{error:.2g}"
             warn_of_rounding(config, error)
         if decorrelate and not resume:  # R is I
@@ -248,7 +128,7 @@ def _epochs_of(config, network, data, moments, xp, state, save, progress, stop):
 
     try:
         while state.epoch < config.epochs:
-            order = xp.asarray(noise_source.permutation(config.seed, state.epoch, n))
+            order = xp.asarray(noise.permutation(config.seed, state.epoch, n))
             while state.batch < batches:
                 if stop is not None and stop():
                     settle(0)
@@ -279,12 +159,12 @@ def _epoch_row(config, network, state, step, train_set, test_set, moments):
     began, totals = time.perf_counter(), state.totals
     test_loss, test_accuracy = evaluate(network, state.params, *test_set, config.loss, moments)
     if not np.isfinite(test_loss):
-        raise _diverged(config, state, step, "the test loss")
+        raise diverged(config, state, step, "the test loss")
     xp = array_module(state.params.W[0])
     for name, arrays in (("W", state.params.W), ("Adam's second moment v", state.adam.v if state.adam else ())):
         for i, array in enumerate(arrays):  # v overflows first where updates are huge, and would freeze its weight
             if not bool(xp.isfinite(array).all()):
-                raise _diverged(config, state, step, f"{name}_{i + 1}")
+                raise diverged(config, state, step, f"{name}_{i + 1}")
     row = {"epoch": state.epoch + 1, "step": step + 1, "train_loss": totals["loss"] / totals["seen"],
            "train_accuracy": totals["correct"] / totals["seen"], "test_loss": test_loss, "test_accuracy": test_accuracy}
     if config.eval_train:

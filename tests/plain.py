@@ -6,7 +6,7 @@ What npref's rules are timed against (`examples/benchmark.py --against plain`), 
 from npref import adam_step, bp_update, forward, loss, sgd_step, split_method
 from npref.backend import array_module
 from npref.layers import to_rows
-from npref.train import learnable, noise_groups
+from npref.step import learnable, noise_groups
 
 
 def plain_update(config, network, params, x, t, groups):
@@ -52,7 +52,7 @@ def plain_decorrelation(R, x_star, alpha):
 
 
 def plain_step(config, network, state, x, t, step):
-    """A whole training step, as `npref.train.training_step`: noise, update, optimiser, R. Returns δL."""
+    """A whole training step, as `npref.step.training_step`: noise, update, optimiser, R. Returns δL."""
     rule, _ = split_method(config.method)
     groups = None if rule == "bp" else noise_groups(config, network, step, range(len(x)), array_module(x))
     dW, db, dL, x_star = plain_update(config, network, state.params, x, t, groups)

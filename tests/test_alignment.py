@@ -12,7 +12,7 @@ from reference import EPS, assert_close
 from npref import bp_update, rules, split_method, to_host
 from npref.alignment import add_estimate, angle, angles, bias_and_variance, running_means
 from npref.config import Config
-from npref.train import compute_update
+from npref.step import compute_update
 
 
 @given(seed=st.integers(0, 2**32 - 1), degrees=st.floats(0, 180), shape=st.sampled_from([(2,), (3, 4), (2, 3, 1, 2)]))

@@ -15,10 +15,11 @@ from conftest import ROOT
 
 from npref import bp_update, init_params, one_hot, runlog
 from npref.alignment import angle
+from npref.batches import prepare
 from npref.config import Config
 from npref.datasets import synthetic
 from npref.noise import permutation
-from npref.train import compute_update, initial_state, prepare, training_step
+from npref.step import compute_update, initial_state, training_step
 
 SCRIPT = ROOT / "examples" / "alignment.py"
 TINY = "--dataset synthetic --arch fc1 --batch-size 20 --limit-train 40 --no-plot".split()

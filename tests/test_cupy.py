@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from npref import METHODS, Conv, Dense, Network, rules, to_host
+from npref.batches import prepare
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.layers import unfold
-from npref.train import initial_state, noise_groups, prepare, train, training_step
+from npref.step import initial_state, noise_groups, training_step
+from npref.train import train
 
 NETWORK = Network((2, 6, 6), (Conv(3, 3, 2, 1, bias=True), Dense(7), Dense(4, activation="identity", bias=True)))
 

@@ -9,7 +9,7 @@ from npref import METHODS, Conv, Dense, Network, split_method
 from npref.config import Config
 from npref.decorrelation import decorrelation_step
 from npref.rules import anp_update, bp_update, inp_update, np_update
-from npref.train import initial_state, training_step
+from npref.step import initial_state, training_step
 
 DENSE = Network((7,), (Dense(9, bias=True), Dense(6), Dense(4, activation="identity", bias=True)))
 CONV = Network((2, 7, 6), (Conv(3, 3, 2, 1, bias=True), Conv(4, 2), Dense(6), Dense(4, activation="identity", bias=True)))

@@ -12,7 +12,8 @@ from test_train import same_bytes, small_data, weights, without_seconds
 from npref import Conv, Dense, Network, Params, forward, loss, noise, precision, runlog
 from npref.config import Config
 from npref.precision import NoiseFloorWarning, rounding_error
-from npref.train import Interrupted, compute_update, initial_state, train
+from npref.step import initial_state
+from npref.train import Interrupted, train
 
 METHODS = ("np", "inp", "anp", "dnp", "dinp", "danp")
 LONGDOUBLE = pytest.mark.skipif(np.finfo(np.longdouble).eps > 1e-18, reason="needs a long double that is wider than float64")
@@ -27,7 +28,7 @@ def setting(config, conv=False, activation="leaky_relu", B=100):
 
 
 def measured(config, network, params, x, t):
-    return rounding_error(compute_update, config, network, params, x, t)
+    return rounding_error(config, network, params, x, t)
 
 
 def differences(config, network, params, x, t, dtype):

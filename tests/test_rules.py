@@ -11,7 +11,7 @@ from reference import Literal, assert_close, random_batch, random_network, rando
 from npref import Conv, Dense, Network, Params, equations, execution, forward, rules
 from npref.config import Config
 from npref.functions import LOSSES, loss, loss_gradient
-from npref.train import compute_update
+from npref.step import compute_update
 
 seeds = st.integers(0, 2**32 - 1)
 CONV = pytest.mark.parametrize("conv", [False, True], ids=["dense", "conv"])

@@ -8,7 +8,7 @@ from ..decorrelation import decorrelation_step
 from ..layers import Conv, fold
 from ..network import Params, forward
 from ..optim import init_adam
-from ..train import apply_update, learnable
+from ..step import apply_update, learnable
 from .reference import STEPS
 
 
