@@ -11,28 +11,23 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=40)
 settings.register_profile("random", deadline=None, max_examples=40)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "deterministic"))
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]  # as `python examples/NAME.py` has it
 
 
 @pytest.fixture
-def run_reproduce(tmp_path, monkeypatch, capsys):
-    """Run reproduce.py in an empty folder, with no recorded results; returns (exit code, stdout, stderr)."""
-    import reproduce
-
+def command(tmp_path, monkeypatch, capsys):
+    """A function that calls a script's `main` with words, in an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NPREF_DATA", str(tmp_path / "none"))
-    (tmp_path / "results").mkdir()
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 
-    def call(*words):
+    def call(main, *words):
         try:
-            code = reproduce.main([*words, *([] if "--own" in words else ["--results", str(tmp_path / "results")])])
+            code = main([*map(str, words)])
         except SystemExit as error:
             code = error.code
         return code, *capsys.readouterr()
@@ -40,6 +35,16 @@ def run_reproduce(tmp_path, monkeypatch, capsys):
     yield call
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def run_reproduce(command, tmp_path, monkeypatch):
+    """Run reproduce.py without data and recorded results."""
+    import reproduce
+
+    monkeypatch.setenv("NPREF_DATA", str(tmp_path / "none"))
+    (tmp_path / "results").mkdir()
+    return lambda *words: command(reproduce.main, *words, *([] if "--own" in words else ["--results", tmp_path / "results"]))
 
 
 @pytest.fixture

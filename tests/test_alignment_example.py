@@ -1,6 +1,5 @@
 """The command line of examples/alignment.py, its log and its pictures."""
 
-import importlib.util
 import math
 import os
 import signal
@@ -9,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import alignment as example
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -27,34 +27,9 @@ TRAINED = ["--epochs", "0", "1", "--limit-test", "20"]
 COLUMNS = ["method", "sigma2", "samples", "passes", "epoch", "layer", "angle", "angle_min", "angle_max", "angle_sem", "bias2", "variance"]
 
 
-def load_script():
-    sys.path.insert(0, str(SCRIPT.parent))  # as python examples/alignment.py does
-    spec = importlib.util.spec_from_file_location("alignment_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load_script()
-
-
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run the example in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-
-    def call(*arguments, tiny=True):
-        try:
-            code = example.main([*TINY, *map(str, arguments)] if tiny else [*map(str, arguments)])
-        except SystemExit as error:
-            code = error.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    yield call
-    for s, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
-        signal.signal(s, handler)
+def run(command):
+    return lambda *words, tiny=True: command(example.main, *(TINY if tiny else ()), *words)
 
 
 def log_of(out):

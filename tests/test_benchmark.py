@@ -1,23 +1,16 @@
 """The benchmark: its counts by hand, its table, its mistakes. No test looks at a time."""
 
-import importlib.util
 import json
 import re
 import signal
 import sys
 
+import benchmark
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from npref import Conv, Dense, Network
 from npref.config import Config
-
-sys.path.insert(0, str(ROOT / "examples"))  # as python examples/benchmark.py does
-spec = importlib.util.spec_from_file_location("benchmark_example", ROOT / "examples" / "benchmark.py")
-benchmark = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = benchmark
-spec.loader.exec_module(benchmark)
 
 DENSE = Network((20,), (Dense(8), Dense(3)))
 CONV = Network((2, 5, 5), (Conv(4, 3, 2), Conv(5, 2), Dense(3)))

@@ -1,6 +1,5 @@
 """The command line: every flag, every mistake, a kill at any moment."""
 
-import importlib.util
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
+import cifar10
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -22,34 +22,9 @@ SCRIPT = ROOT / "examples" / "cifar10.py"
 TINY = "--dataset synthetic --arch fc1 --epochs 2 --batch-size 20 --limit-train 40 --limit-test 20 --no-plot".split()
 
 
-def load_script():
-    sys.path.insert(0, str(SCRIPT.parent))  # as python examples/cifar10.py does
-    spec = importlib.util.spec_from_file_location("cifar10_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cifar10 = load_script()
-
-
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run the example in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-
-    def call(*arguments, tiny=True):
-        try:
-            code = cifar10.main([*TINY, *map(str, arguments)] if tiny else [*map(str, arguments)])
-        except SystemExit as error:
-            code = error.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    yield call
-    for s, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
-        signal.signal(s, handler)
+def run(command):
+    return lambda *words, tiny=True: command(cifar10.main, *(TINY if tiny else ()), *words)
 
 
 def config_of(out):

@@ -10,14 +10,11 @@ import time
 import types
 from dataclasses import asdict
 
-import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "examples"))
-
 import jobs
 import lr_search
+import pytest
 import results
+from conftest import ROOT
 from recipes import Cell
 from test_reproduce import SMALL, recipe
 

@@ -1,15 +1,10 @@
 """The search for a learning rate: where it ends, what it picks, and its command line."""
 
 import math
-import sys
 from dataclasses import replace
 
-import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "examples"))
-
 import lr_search
+import pytest
 
 from npref import datasets
 from npref.config import Config

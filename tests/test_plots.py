@@ -1,16 +1,10 @@
-import importlib.util
 import math
-import sys
 
 import pytest
-from conftest import ROOT
 
 pytest.importorskip("matplotlib")
-spec = importlib.util.spec_from_file_location("plots_example", ROOT / "examples" / "plots.py")
-plots = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(plots)
-sys.path.insert(0, str(ROOT / "examples"))
 import alignment_plots
+import plots
 
 METHODS = ["np", "danp"]
 

@@ -4,14 +4,10 @@ import shlex
 import sys
 from dataclasses import asdict
 
-import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "examples"))
-
 import alignment
 import cifar10
 import lr_search
+import pytest
 import results
 from recipes import NOT_RUN, RECIPES, Cell, Recipe
 

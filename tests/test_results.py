@@ -3,19 +3,15 @@
 import itertools
 import math
 import re
-import sys
-
-import pytest
-from conftest import ROOT
-from hypothesis import given
-from hypothesis import strategies as st
-
-sys.path.insert(0, str(ROOT / "examples"))
 
 import cifar10
+import pytest
 import recipes
 import results
 import tables
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
 from recipes import RECIPES, Cell
 
 from npref import METHODS

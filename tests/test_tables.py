@@ -1,13 +1,7 @@
 """The tables, and the curves that are drawn."""
 
-import sys
-
 import numpy as np
 import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "examples"))
-
 import results
 import tables
 from recipes import Cell
