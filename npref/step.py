@@ -128,6 +128,7 @@ def _outcome(config, state, update, t, step):
 
 
 def diverged(config, state, step, quantity):
+    """The Diverged that names this quantity and smaller rates to try."""
     rates = f"lr than {config.lr:g}" + (f" or decor_lr than {config.decor_lr:g}" if state.params.R[0] is not None else "")
     return Diverged(f"{config.method} diverged in epoch {state.epoch + 1}, step {step + 1}: {quantity} is not finite; "
                     f"try a smaller {rates}")
