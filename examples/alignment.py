@@ -6,7 +6,7 @@
     python examples/alignment.py --split --repeats 20                               bias and variance
 
 The batch is the first --batch-size training images. The reference is BP's gradient in the same network; at epoch 0, R is I, and a
-decorrelated method is its plain form. A network for epoch E > 0 is trained by the method itself, at Table 2's rate, in DIR/train-METHOD.
+decorrelated method is its plain form. A network for epoch E > 0 is trained by the method itself, at its default rate, in DIR/train-METHOD.
 Each repeat is a step with noise of its own, which no training step has.
 """
 
