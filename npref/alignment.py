@@ -23,8 +23,8 @@ def angle(update, reference):
         raise ValueError(f"an update and its reference must have one shape, got {update.shape} and {reference.shape}")
     xp = array_module(update, reference)
     u, v = _unit(xp, update), _unit(xp, reference)
-    half = xp.arctan2(xp.sqrt(xp.sum((u - v) ** 2)), xp.sqrt(xp.sum((u + v) ** 2)))
-    return half * (360 / pi)
+    minus, plus = xp.sqrt(xp.sum((u - v) ** 2)), xp.sqrt(xp.sum((u + v) ** 2))
+    return xp.where(plus + minus > 0, xp.arctan2(minus, plus) * (360 / pi), 90.0)
 
 
 def angles(dW, reference):
