@@ -28,9 +28,9 @@ def init_adam(parameters):
 
 def sgd_step(parameters, updates, lr):
     """W ← W - η ΔW, in place. Raises ValueError or TypeError for arrays that do not fit; then nothing has changed."""
-    _check(parameters, updates)
+    xp = _check(parameters, updates)
     lr = float(lr)  # a NumPy number would promote what it multiplies
-    for p, d in zip(parameters, updates):
+    for p, d in zip(parameters, _wide_enough(xp, parameters, updates)):
         p -= lr * d
 
 
@@ -52,10 +52,13 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         eps = eps * correction2
     rate = float(lr) * correction2 / correction1
     numbers = [float(number) for number in (beta1, 1 - beta1, beta2, 1 - beta2, eps, rate)]
-    # The squares of small integers, or of half precision, may not fit their own dtype.
-    updates = [d.astype(xp.result_type(d.dtype, p.dtype), copy=False) for p, d in zip(parameters, updates)]
-    for arrays in zip(parameters, updates, state.m, state.v):
+    for arrays in zip(parameters, _wide_enough(xp, parameters, updates), state.m, state.v):
         elementwise(xp, _adam, [a.reshape(-1, 1) for a in arrays] if xp is np else arrays, numbers)
+
+
+def _wide_enough(xp, parameters, updates):
+    """The updates in a dtype that holds their squares, and their product with a rate: half precision and small integers may not."""
+    return [d.astype(xp.result_type(d.dtype, p.dtype), copy=False) for p, d in zip(parameters, updates)]
 
 
 def _adam(p, d, m, v, beta1, rest1, beta2, rest2, eps, rate):

@@ -73,6 +73,9 @@ def test_updates_of_another_dtype_are_the_numbers_that_they_are(dtype):
     few = 4 * np.finfo(np.float32).eps
     assert np.allclose(parts[0][0], parts[1][0], rtol=few, atol=0) and states[0].v[0].dtype == np.float32
     assert np.allclose(states[0].v[0], 0.001 * d.astype(float) ** 2, rtol=few, atol=0)
+    p = np.zeros(3, dtype=np.float32)
+    sgd_step([p], [d], 1e-9)  # below half precision's numbers, and below an integer
+    assert np.allclose(p, -1e-9 * d.astype(float), rtol=few, atol=0)
 
 
 def test_memory_that_cannot_change_in_place_is_refused():
