@@ -80,6 +80,20 @@ def test_at_the_interpreters_end_the_caller_does_it_all(monkeypatch):
     assert sorted(b.start for b in done) == [0, 1, 2, 3, 4]
 
 
+def test_there_is_one_pool_whatever_the_number_of_blocks(monkeypatch):
+    started, start = [], threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread), start(thread)))
+    monkeypatch.setattr(execution, "CACHE_BLOCK", 1)
+    monkeypatch.setattr(execution, "cores", lambda: 5)
+    execution._threads.cache_clear()
+    try:
+        for n in range(12):
+            execution.in_blocks(np, lambda blocks: None, n)
+        assert len(started) == 4
+    finally:
+        execution._threads.cache_clear()
+
+
 @pytest.mark.parametrize("to_be_had", [0, 1, 2])
 def test_without_more_threads_the_caller_does_it_all_once(to_be_had, monkeypatch):
     """Also where a thread comes free, or can be had again, later."""
