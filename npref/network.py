@@ -186,15 +186,18 @@ def _check_fits(network, params, x):
         raise TypeError(f"x and the parameters must share one dtype, got {', '.join(sorted(map(str, found)))}")
 
 
-def check_noise(network, x, noise, samples=None):
-    """Raise ValueError or TypeError when noise, one array per layer, is not (B, *shape), or with `samples` = k (k, B, *shape)."""
+def check_noise(network, x, noise, group=False):
+    """Raise ValueError or TypeError when noise, one array per layer, is not (B, *shape), or for a `group` (k >= 1, B, *shape), of one k."""
     if len(noise) != len(network.layers):
-        raise ValueError(f"noise needs one array per layer, {len(network.layers)}, got {len(noise)}")
+        raise ValueError(f"noise needs one array per layer, {len(network.layers)}, got {len(noise)}"
+                         + ("; an iterable of groups is expected, pass [eps] for a single one" if group else ""))
     for l, eps_l in enumerate(noise):
         if eps_l is None:
             raise TypeError(f"noise of layer {l + 1} is None: expected an array for each layer, zeros for one that is not perturbed")
         array_module(x, eps_l)
-        expected = (*(() if samples is None else (samples,)), len(x), *network.shapes[l + 1])
+        if group and eps_l.shape[:1] == (0,):
+            raise ValueError(f"noise of layer {l + 1} has no noise sample: arrays of a group must be (k >= 1, B, *shape), got {eps_l.shape}")
+        expected = (*(noise[0].shape[:1] if group else ()), len(x), *network.shapes[l + 1])
         if eps_l.shape != expected:
             raise ValueError(f"noise of layer {l + 1} must be {expected}, got {eps_l.shape}")
         if eps_l.dtype != x.dtype:

@@ -295,12 +295,7 @@ def _checked(network, x, noise):
         raise TypeError("noise must be an iterable of groups, each one array per layer; pass [eps], not an array")
     count = 0
     for group in noise:
-        if len(group) != len(network.layers):
-            raise ValueError(f"a group of noise needs one array per layer, {len(network.layers)}, got {len(group)}; "
-                             "an iterable of groups is expected, pass [eps] for a single one")
-        if len(group[0]) == 0:
-            raise ValueError("a group of noise has no noise sample: arrays must be (k >= 1, B, *shape)")
-        check_noise(network, x, group, samples=len(group[0]))
+        check_noise(network, x, group, group=True)
         count += 1
         yield [to_rows(eps_l.reshape(-1, *eps_l.shape[2:])).reshape(*eps_l.shape[:2], -1) for eps_l in group]
     if count == 0:

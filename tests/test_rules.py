@@ -322,10 +322,15 @@ def test_messages_about_noise_say_what_was_expected():
     params, (x, t) = random_params(rng, network), random_batch(rng, network, 3)
     eps = random_noise(rng, network, 1, 3)
     for bad, words in (([(eps[0][..., :-1], eps[1])], r"noise of layer 1 must be \(1, 3, 2, 2, 2\), got \(1, 3, 2, 2, 1\)"),
-                       ([[e[:0] for e in eps]], r"no noise sample: arrays must be \(k >= 1, B, \*shape\)"),
+                       ([[e[:0] for e in eps]], r"no noise sample: arrays of a group must be \(k >= 1, B, \*shape\), got \(0, 3, 2"),
+                       ([[eps[0], eps[1][:0]]], "noise of layer 2 has no noise sample"),
+                       ([(eps[0], np.concatenate([eps[1]] * 2))], r"noise of layer 2 must be \(1, 3, 5\), got \(2, 3, 5\)"),
                        ([eps[:1]], r"one array per layer, 2, got 1; an iterable of groups is expected, pass \[eps\]")):
         with pytest.raises(ValueError, match=words):
             rules.anp_update(network, params, x, t, bad)
+    for l, bad in enumerate(((None, eps[1]), (eps[0], None)), 1):
+        with pytest.raises(TypeError, match=f"noise of layer {l} is None: expected an array for each layer"):
+            rules.anp_update(network, params, x, t, [bad])
     with pytest.raises(ValueError, match=r"noise of layer 2 must be \(3, 5\), got \(1, 5\)"):
         rules.anp_update(network, params, x, t, [eps], baseline=(eps[0][0], eps[1][0, :1]))
     with pytest.raises(ValueError, match="unknown method 'xnp': expected one of bp, np, inp, anp, dbp"):
