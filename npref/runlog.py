@@ -112,8 +112,8 @@ def _read_head(file):
 
 def check_same_run(saved, config, data, folder):
     """Raise ValueError unless a checkpoint is of this very configuration, epochs apart, and data (their digest)."""
-    differ = [f"{name} was {old!r}, now {config[name]!r}" for name, old in saved["config"].items()
-              if name != "epochs" and config[name] != old]
+    differ = [f"{name} was {saved['config'].get(name, 'unknown')!r}, now {config.get(name, 'unknown')!r}"
+              for name in saved["config"] | config if name != "epochs" and saved["config"].get(name) != config.get(name)]
     if saved["environment"]["data"] != data:
         differ.append("the data's contents")
     if differ:

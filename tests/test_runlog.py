@@ -60,6 +60,14 @@ def test_two_logs_are_written_at_once(tmp_path):
     assert [runlog.read_log(tmp_path / folder / "log.h5")["config"]["folder"] for folder in "ab"] == ["a", "b"]
 
 
+def test_a_run_of_other_options_is_not_this_run():
+    saved = {"config": {"lr": 0.1, "epochs": 3, "gone": 2}, "environment": {"data": "d"}}
+    runlog.check_same_run(saved, {"lr": 0.1, "epochs": 9, "gone": 2}, "d", "runs/a")
+    with pytest.raises(ValueError, match="cannot resume runs/a .*: lr was 0.1, now 0.2; gone was 2, now 'unknown'; "
+                                         "new was 'unknown', now 0; the data's contents; start"):
+        runlog.check_same_run(saved, {"lr": 0.2, "epochs": 3, "new": 0}, "e", "runs/a")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "log.h5"
     runlog.write_log(path, {"run": 1}, {}, ROWS, "running")
