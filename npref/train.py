@@ -87,19 +87,20 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
         if taken and not resume:
             raise FileExistsError(f"{out} holds a run already ({', '.join(taken)}): resume it, or choose another folder")
         if resume:
-            state = _resumed(config, environment, out / "checkpoint.h5", backend.xp)
+            state, before = _resumed(config, environment["data"], out / "checkpoint.h5", backend.xp)
         else:
-            state = initial_state(config, network, backend.xp)
+            state, before = initial_state(config, network, backend.xp), {}
         if state.epoch >= config.epochs:
             if _behind(out / "log.h5", state, config):  # should it have been killed before its last log
-                save(state, "finished" if state.epoch == config.epochs else "running", checkpoint=False)
+                status = "finished" if state.epoch == config.epochs else "running"
+                runlog.write_log(out / "log.h5", asdict(config), before, state.rows, status)
             raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
         rule, decorrelate = rules.split_method(config.method)
         x, y = (backend.xp.asarray(a[:MEASURED]) for a in (data.x_train, data.y_train))
         x, t = prepare(x, config.dtype, moments), targets(y, data.classes, config.dtype)
         if rule != "bp":
             error = rounding_error(config, network, state.params, x, t)
-            environment["rounding"] = f"{error:.2g}"
+            environment["rounding"] = before.get("rounding", f"{error:.2g}")  # as the run started
             warn_of_rounding(config, error)
         if decorrelate and not resume:  # R is I
             with np.errstate(over="ignore", invalid="ignore"):
@@ -161,10 +162,11 @@ def _epoch_row(config, network, state, step, train_set, test_set, moments):
     if not np.isfinite(test_loss):
         raise diverged(config, state, step, "the test loss")
     xp = array_module(state.params.W[0])
-    for name, arrays in (("W", state.params.W), ("Adam's second moment v", state.adam.v if state.adam else ())):
-        for i, array in enumerate(arrays):  # v overflows first where updates are huge, and would freeze its weight
+    names = [f"{name}_{l}" for name in "Wb" for l, a in enumerate(getattr(state.params, name), 1) if a is not None]  # as `learnable`
+    for of, arrays in (("", learnable(state.params)), ("Adam's second moment of ", state.adam.v if state.adam else ())):
+        for name, array in zip(names, arrays):  # v overflows first where updates are huge, and would freeze its weight
             if not bool(xp.isfinite(array).all()):
-                raise diverged(config, state, step, f"{name}_{i + 1}")
+                raise diverged(config, state, step, of + name)
     row = {"epoch": state.epoch + 1, "step": step + 1, "train_loss": totals["loss"] / totals["seen"],
            "train_accuracy": totals["correct"] / totals["seen"], "test_loss": test_loss, "test_accuracy": test_accuracy}
     if config.eval_train:
@@ -188,12 +190,14 @@ def _save_checkpoint(path, config, environment, state):
 
 
 def _behind(path, state, config):
-    """Whether the log lacks epochs that the checkpoint has, or that these are all; not if the run has diverged since."""
+    """Whether the log lacks epochs that the checkpoint has, or does not say that these are all; not if the run has diverged since."""
     try:
         log = runlog.read_log(path)
     except (OSError, ValueError):  # missing or damaged
         return True
-    return not log["status"].startswith("diverged") and (len(log["rows"]) < state.epoch or state.epoch == config.epochs)
+    if log["status"].startswith("diverged"):
+        return False
+    return len(log["rows"]) < state.epoch or state.epoch == config.epochs and log["status"] != "finished"
 
 
 def params_from(arrays, xp=np):
@@ -203,14 +207,14 @@ def params_from(arrays, xp=np):
                     for name in ("W", "b", "R")))
 
 
-def _resumed(config, environment, path, xp):
-    """The state in a checkpoint, once it is sure that it is of this very run."""
+def _resumed(config, data, path, xp):
+    """The state and the environment in a checkpoint, once it is sure that it is of this very run. data: their digest."""
     saved = runlog.read_checkpoint(path)
-    runlog.check_same_run(saved, asdict(config), environment["data"], path.parent)
+    runlog.check_same_run(saved, asdict(config), data, path.parent)
     counters, arrays = saved["counters"], saved["arrays"]
     params, adam = params_from(arrays, xp), None
     if config.optimizer != "sgd":
         count = range(len(learnable(params)))
         adam = AdamState(*([xp.asarray(arrays[f"optimizer/{name}/{i}"]) for i in count] for name in ("m", "v")), t=counters["t"])
     totals = {k.removeprefix("total_"): v for k, v in counters.items() if k.startswith("total_")}
-    return State(params, adam, counters["epoch"], counters["batch"], totals, saved["rows"])
+    return State(params, adam, counters["epoch"], counters["batch"], totals, saved["rows"]), saved["environment"]

@@ -11,6 +11,7 @@ from npref.batches import prepare
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.decorrelation import OvershootWarning
+from npref.precision import NoiseFloorWarning
 from npref.step import compute_update, initial_state, training_step
 from npref.train import Diverged, Interrupted, evaluate, params_from, train
 
@@ -156,14 +157,14 @@ def test_a_file_is_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize("status, epochs, then", [
-    ("interrupted", 2, "interrupted"), ("running", 2, "running"), ("interrupted", 3, "finished"),
+    ("interrupted", 2, "interrupted"), ("running", 2, "running"), ("interrupted", 3, "finished"), ("finished", 3, None),
     ("diverged: np diverged in epoch 4", 2, None), ("diverged: np diverged in epoch 4", 3, None)])
 def test_what_is_refused_leaves_the_log_as_it_was(tmp_path, status, epochs, then):
     """But for a run of just so many epochs, which is finished now."""
     config, data = Config(method="np", **SMALL), small_data()
     list(train(config, data, tmp_path))
     log = runlog.read_log(tmp_path / "log.h5")
-    runlog.write_log(tmp_path / "log.h5", log["config"] | {"epochs": 100}, log["environment"], log["rows"], status)
+    runlog.write_log(tmp_path / "log.h5", log["config"] | {"epochs": 100}, log["environment"] | {"more": "1"}, log["rows"], status)
     before = (tmp_path / "log.h5").read_bytes()
     with pytest.raises(ValueError, match="has finished 3 epochs already"):
         train(replace(config, epochs=epochs), data, tmp_path, resume=True)
@@ -180,16 +181,28 @@ def test_the_rows_are_the_callers_to_change(tmp_path):
 
 
 @pytest.mark.parametrize("epochs, status", [(3, "finished"), (2, "running")])
-def test_resuming_a_finished_run_completes_its_log(tmp_path, epochs, status):
+def test_resuming_a_finished_run_completes_its_log(tmp_path, epochs, status, monkeypatch):
     """As after a kill between the last checkpoint and the last log; also where fewer epochs are asked for."""
     config, data = Config(method="np", **SMALL), small_data()
     rows = list(train(config, data, tmp_path))
-    log = runlog.read_log(tmp_path / "log.h5")
-    runlog.write_log(tmp_path / "log.h5", log["config"], log["environment"], rows[:2], "running")
+    made = runlog.read_log(tmp_path / "log.h5")
+    runlog.write_log(tmp_path / "log.h5", made["config"], {}, rows[:2], "running")
+    monkeypatch.setattr(runlog, "source_revision", lambda: "another")
     with pytest.raises(ValueError, match="has finished 3 epochs already"):
         train(replace(config, epochs=epochs), data, tmp_path, resume=True)
     log = runlog.read_log(tmp_path / "log.h5")
     assert log["rows"] == rows and log["status"] == status and sorted(os.listdir(tmp_path)) == ["checkpoint.h5", "log.h5"]
+    assert log["environment"] == made["environment"]  # of the process that has made the epochs, its `rounding` too
+
+
+def test_rounding_is_that_of_the_start_wherever_a_run_goes_on(tmp_path, monkeypatch):
+    config, data = Config(method="np", **SMALL), small_data()
+    next(train(config, data, tmp_path))
+    monkeypatch.setattr("npref.train.rounding_error", lambda *arguments: 0.5)
+    with pytest.warns(NoiseFloorWarning, match="by 50%"):
+        list(train(config, data, tmp_path, resume=True))
+    for name, read in (("log.h5", runlog.read_log), ("checkpoint.h5", runlog.read_checkpoint)):
+        assert 0 < float(read(tmp_path / name)["environment"]["rounding"]) < 0.01
 
 
 def test_nothing_to_resume(tmp_path):
@@ -204,7 +217,7 @@ def test_nothing_to_resume(tmp_path):
     (dict(method="bp", lr=1e30, optimizer="sgd"), "the loss of the clean pass is not finite"),
     (dict(method="np", lr=1e36, optimizer="sgd"), "is not finite"),
     (dict(method="danp", decor_lr=1e39), "R_0 is not finite"),
-    (dict(method="bp", lr=1e20, loss="mse", arch="fc1"), "Adam's second moment v_1 is not finite"),
+    (dict(method="bp", lr=1e20, loss="mse", arch="fc1"), "Adam's second moment of W_1 is not finite"),
     (dict(method="dbp", lr=3e3, loss="mse", batch_size=40), "the test loss is not finite"),
 ])
 def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path, options, quantity):
@@ -214,6 +227,24 @@ def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path, options, qua
     log = runlog.read_log(tmp_path / "log.h5")
     assert log["status"].startswith("diverged: ") and quantity in log["status"]
     assert all(np.isfinite(a).all() for a in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize("spoil, quantity", [
+    (lambda params, adam: params.W[1].fill(np.inf), "test loss"),
+    (lambda params, adam: adam.v[1].fill(np.inf), "Adam's second moment of W_2"),
+    (lambda params, adam: adam.v[5].fill(np.inf), "Adam's second moment of b_2")])
+def test_what_diverged_is_named_by_its_layer(monkeypatch, spoil, quantity):
+    from npref import step as module
+
+    whole = module.apply_update
+
+    def spoilt(params, adam, update, **rates):
+        whole(params, adam, update, **rates)
+        spoil(params, adam)
+
+    monkeypatch.setattr(module, "apply_update", spoilt)
+    with pytest.raises(Diverged, match=f"{quantity} is not finite"):
+        list(train(Config(method="bp", bias=True, **{**SMALL, "arch": "fc3", "batch_size": 40}), small_data()))
 
 
 @pytest.mark.parametrize("bad", range(3))
