@@ -196,7 +196,7 @@ def check_noise(network, x, noise, group=False):
             raise TypeError(f"noise of layer {l + 1} is None: expected an array for each layer, zeros for one that is not perturbed")
         array_module(x, eps_l)
         if group and eps_l.shape[:1] == (0,):
-            raise ValueError(f"noise of layer {l + 1} has no noise sample: arrays of a group must be (k >= 1, B, *shape), got {eps_l.shape}")
+            raise ValueError(f"noise of layer {l + 1} has no noise sample: a group's arrays must be (k >= 1, B, *shape), got {eps_l.shape}")
         expected = (*(noise[0].shape[:1] if group else ()), len(x), *network.shapes[l + 1])
         if eps_l.shape != expected:
             raise ValueError(f"noise of layer {l + 1} must be {expected}, got {eps_l.shape}")

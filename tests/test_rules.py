@@ -322,7 +322,7 @@ def test_messages_about_noise_say_what_was_expected():
     params, (x, t) = random_params(rng, network), random_batch(rng, network, 3)
     eps = random_noise(rng, network, 1, 3)
     for bad, words in (([(eps[0][..., :-1], eps[1])], r"noise of layer 1 must be \(1, 3, 2, 2, 2\), got \(1, 3, 2, 2, 1\)"),
-                       ([[e[:0] for e in eps]], r"no noise sample: arrays of a group must be \(k >= 1, B, \*shape\), got \(0, 3, 2"),
+                       ([[e[:0] for e in eps]], r"no noise sample: a group's arrays must be \(k >= 1, B, \*shape\), got \(0, 3, 2"),
                        ([[eps[0], eps[1][:0]]], "noise of layer 2 has no noise sample"),
                        ([(eps[0], np.concatenate([eps[1]] * 2))], r"noise of layer 2 must be \(1, 3, 5\), got \(2, 3, 5\)"),
                        ([eps[:1]], r"one array per layer, 2, got 1; an iterable of groups is expected, pass \[eps\]")):
