@@ -4,7 +4,7 @@ import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Barrier
 from types import ModuleType
 
@@ -73,13 +73,14 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
         other.result()
 
 
-def elementwise(xp: ModuleType, function, arrays, numbers=()) -> None:
-    """function(*arrays, *numbers), which writes to arrays element by element: on a CPU by `in_blocks`, on a GPU `fused`.
+def elementwise(xp: ModuleType, function, arrays, numbers=(), constants=()) -> None:
+    """function(*constants, *arrays, *numbers), which writes to arrays element by element: on a CPU by `in_blocks`, on a GPU `fused`.
 
     A block is a range of the last axis but one, which all arrays share; one may be None.
     """
+    function = fused(xp, function, *constants)
     if xp is not np:
-        fused(xp, function)(*arrays, *numbers)
+        function(*arrays, *numbers)
         return
 
     def apply(blocks):
@@ -90,14 +91,14 @@ def elementwise(xp: ModuleType, function, arrays, numbers=()) -> None:
     in_blocks(xp, apply, n, arrays[0].size // max(n, 1))
 
 
-def fused(xp: ModuleType, function):
-    """`function`, elementwise on arrays and numbers, as one kernel on a GPU; on a CPU as it is.
+def fused(xp: ModuleType, function, *constants):
+    """`function`, after its constants elementwise on arrays and numbers, as one kernel on a GPU, compiled for these constants.
 
     To launch a kernel takes Python longer than a GPU needs for most arrays here. CuPy traces the function once for each combination of
     dtypes, dimensions and None: it may write to x[...], in place and with `out`, and end in one sum. Numbers are to be Python's and to
     meet arrays only: between two of them CuPy would compute in half precision. (CuPy 13 with NumPy 2 computes in float64 what meets them.)
     """
-    return function if xp is np else _kernel(xp, function)
+    return _kernel(xp, function, constants) if constants or xp is not np else function
 
 
 def contract(xp: ModuleType, subscripts: str, a, b, total=None):
@@ -129,7 +130,7 @@ def contract(xp: ModuleType, subscripts: str, a, b, total=None):
     if b.shape[axis] == 1:
         summed = (a * b).reshape([n for n, letter in zip(b.shape, of_b) if letter in kept])
     else:
-        summed = fused(xp, _sum_of_products(axis))(a, b)
+        summed = fused(xp, _sum_of_products, axis)(a, b)
     if total is None:
         return summed
     total += summed
@@ -165,17 +166,14 @@ def _mark_kernel(xp, char):
     return xp.RawKernel(f"typedef {dict(f='float', d='double')[char]} T;\n" + MARK, "mark_nonfinite")
 
 
-@lru_cache
-def _sum_of_products(axis):
-    def sum_of_products(a, b):
-        return array_module(a).sum(a * b, axis=axis)
-
-    return sum_of_products
+def _sum_of_products(axis, a, b):
+    return array_module(a).sum(a * b, axis=axis)
 
 
 @lru_cache
-def _kernel(xp, function):
-    return xp.fuse()(function)
+def _kernel(xp, function, constants):
+    bound = partial(function, *constants)
+    return bound if xp is np else xp.fuse(kernel_name=function.__name__)(bound)
 
 
 def keep_freed_memory() -> None:

@@ -4,8 +4,6 @@ Every function is one text for NumPy and CuPy, keeps the dtype of its array (los
 complex arrays on NumPy, so that derivatives can be judged by complex steps.
 """
 
-from functools import lru_cache
-
 from .backend import array_module
 from .execution import fused
 
@@ -73,11 +71,11 @@ def loss(name, y, t):
     match name:
         case "cce":
             top, exponentials = _of_softmax(xp, y)
-            return fused(xp, _cce)(fused(xp, _sum(t.ndim - 1))(t), top, exponentials, fused(xp, _wide_sum_of_products(axis))(t, y))
+            return fused(xp, _cce)(fused(xp, _sum, t.ndim - 1)(t), top, exponentials, fused(xp, _sum_of_products, axis)(t, y))
         case "mse":
-            return fused(xp, _sum_of_squares(axis))(t, y)
+            return fused(xp, _sum_of_squares, axis)(t, y)
         case "mse-mean":
-            return fused(xp, _sum_of_squares(axis))(t, y) / y.shape[-1]
+            return fused(xp, _sum_of_squares, axis)(t, y) / y.shape[-1]
     raise ValueError(_unknown("loss", name, LOSSES))
 
 
@@ -88,7 +86,7 @@ def loss_gradient(name, y, t):
         raise TypeError(f"outputs must be floating-point, as their gradient is, got {y.dtype}")
     match name:
         case "cce":
-            total, (top, exponentials) = fused(xp, _sum(t.ndim - 1))(t), _of_softmax(xp, y)
+            total, (top, exponentials) = fused(xp, _sum, t.ndim - 1)(t), _of_softmax(xp, y)
             return fused(xp, _cce_gradient)(y, t, *(a[..., None] for a in (total, top, exponentials)))
         case "mse":
             return fused(xp, _mse_gradient)(y, t, 2.0)
@@ -122,7 +120,7 @@ def _check_targets(y, t):
 def _of_softmax(xp, y):
     """m, the largest output of each sample, and Σ_i exp(y_i - m): the logarithm of Σ_i exp(y_i) is m plus that of the latter."""
     top = y.real.max(axis=-1)
-    return top, fused(xp, _sum_of_exponentials(y.ndim - 1))(y, top[..., None])
+    return top, fused(xp, _sum_of_exponentials, y.ndim - 1)(y, top[..., None])
 
 
 # What follows is fused, see execution.py.
@@ -141,37 +139,21 @@ def _mse_gradient(y, t, factor):
     return ((_wide(y) - t) * factor).astype(y.dtype)
 
 
-@lru_cache
-def _sum(axis):
-    def sum_of(a):
-        return array_module(a).sum(_wide(a), axis=axis)
-
-    return sum_of
+def _sum(axis, a):
+    return array_module(a).sum(_wide(a), axis=axis)
 
 
-@lru_cache
-def _wide_sum_of_products(axis):
-    def wide_sum_of_products(a, b):
-        return array_module(a).sum(_wide(a) * b, axis=axis)
-
-    return wide_sum_of_products
+def _sum_of_products(axis, a, b):
+    return array_module(a).sum(_wide(a) * b, axis=axis)
 
 
-@lru_cache
-def _sum_of_squares(axis):
-    def sum_of_squares(a, b):
-        return array_module(a).sum((_wide(a) - b) ** 2, axis=axis)
-
-    return sum_of_squares
+def _sum_of_squares(axis, a, b):
+    return array_module(a).sum((_wide(a) - b) ** 2, axis=axis)
 
 
-@lru_cache
-def _sum_of_exponentials(axis):
-    def sum_of_exponentials(y, top):
-        xp = array_module(y)
-        return xp.sum(xp.exp(_wide(y) - top), axis=axis)
-
-    return sum_of_exponentials
+def _sum_of_exponentials(axis, y, top):
+    xp = array_module(y)
+    return xp.sum(xp.exp(_wide(y) - top), axis=axis)
 
 
 def _wide(y):

@@ -7,7 +7,7 @@ Letters: B batch, P positions (1 for Dense), n_in and n_out as in layers.py, N_l
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from math import prod, sqrt
 
 import numpy as np
@@ -126,16 +126,12 @@ def _activated(layer, a):
         return a
     xp = array_module(a)
     x = xp.empty_like(a)
-    elementwise(xp, _activation(layer.activation, layer.slope), (a, x))
+    elementwise(xp, _activate, (a, x), constants=(layer.activation, layer.slope))
     return x
 
 
-@lru_cache
-def _activation(name, slope):
-    def activation(a, x):
-        x[...] = activate(name, a, slope)
-
-    return activation
+def _activate(name, slope, a, x):
+    x[...] = activate(name, a, slope)
 
 
 def matrix(W):

@@ -16,7 +16,6 @@ Letters: B batch, K noise samples, k those of a group, P positions, n_in / n_out
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 
 from .backend import array_module
@@ -150,16 +149,12 @@ def _times_derivative(layer, g, a):
     """g ⊙ f'(a), in g's place: rows (B*P, n_out)."""
     if layer.activation == "identity":
         return g
-    elementwise(array_module(g), _chain(layer.activation, layer.slope), (g, a))
+    elementwise(array_module(g), _chain, (g, a), constants=(layer.activation, layer.slope))
     return g
 
 
-@lru_cache
-def _chain(activation, slope):
-    def chain(g, a):
-        g *= derivative(activation, a, slope)
-
-    return chain
+def _chain(activation, slope, g, a):
+    g *= derivative(activation, a, slope)
 
 
 def _baseline_pass(network, params, x, t, loss, baseline):
@@ -209,21 +204,17 @@ def _perturb(xp, layer, a_tilde, eps_l=None, product=None, x=None, minus=None):
 
     Without product ã takes its own place in the sum, without ε there is none. Without x f(ã) takes ã's place, and nothing is subtracted.
     """
-    elementwise(xp, _perturbation(layer.activation, layer.slope), (a_tilde, eps_l, x, product, minus))
+    elementwise(xp, _perturbation, (a_tilde, eps_l, x, product, minus), constants=(layer.activation, layer.slope))
 
 
-@lru_cache
-def _perturbation(activation, slope):
-    def perturb(a_tilde, eps, x, product, minus):
-        if eps is not None:
-            array_module(eps).add(a_tilde if product is None else product, eps, out=a_tilde)  # ã_l = W_l x̃*_{l-1} + ε_l
-        if x is None:
-            a_tilde[...] = activate(activation, a_tilde, slope)
-        else:
-            x[...] = activate(activation, a_tilde, slope)
-            a_tilde -= minus  # δa_l = ã_l - a_l, in ã's place
-
-    return perturb
+def _perturbation(activation, slope, a_tilde, eps, x, product, minus):
+    if eps is not None:
+        array_module(eps).add(a_tilde if product is None else product, eps, out=a_tilde)  # ã_l = W_l x̃*_{l-1} + ε_l
+    if x is None:
+        a_tilde[...] = activate(activation, a_tilde, slope)
+    else:
+        x[...] = activate(activation, a_tilde, slope)
+        a_tilde -= minus  # δa_l = ã_l - a_l, in ã's place
 
 
 def _rows_of(network, l, x):
