@@ -22,31 +22,18 @@ NOISE, BASELINE, WEIGHTS, SHUFFLE, IMAGES = range(5)  # streams: the second word
 KINDS = ("gaussian", "rademacher")
 
 
-def words(xp, seed, stream, counter, blocks):
-    """`blocks` consecutive Philox blocks as (4 * blocks,) of uint64, from counter = (block, sample, layer, step) on."""
-    return _source(xp, seed, stream, counter)(blocks)
-
-
-def _source(xp, seed, stream, counter, samples=1):
-    """A function that gives the next `blocks` Philox blocks, the first of them at `counter`, for each of `samples` consecutive noise
-    samples (on a CPU there is always one): (samples * 4 * blocks,) of uint64."""
+def words(xp, seed, stream, counter, blocks, samples=1):
+    """`blocks` consecutive Philox blocks from counter = (block, sample, layer, step) on, for each of `samples` consecutive noise samples
+    (on a CPU there is one): (samples * 4 * blocks,) of uint64."""
     if not 0 <= seed < 2**64 or int(seed) != seed:
         raise ValueError(f"seed must be a whole number in [0, 2^64), got {seed}")
     if xp is np:
-        whole = sum(int(c) << 64 * i for i, c in enumerate(counter))
-        bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256)
-        return lambda blocks: bits.random_raw(4 * blocks)  # NumPy counts up before it makes a block, hence the - 1
-    first, *rest = counter
-
-    def take(blocks):
-        nonlocal first
-        out = xp.empty(4 * blocks * samples, dtype=xp.uint64)
-        arguments = [np.uint64(w) for w in (blocks, samples, seed, stream, first, *rest)]
-        _philox_kernel(xp)(((blocks * samples + 255) // 256,), (256,), (out, *arguments))
-        first += blocks
-        return out
-
-    return take
+        whole = sum(int(c) << 64 * i for i, c in enumerate(counter))  # NumPy counts up before it makes a block, hence the - 1
+        return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256).random_raw(4 * blocks)
+    out = xp.empty(4 * blocks * samples, dtype=xp.uint64)
+    arguments = [np.uint64(w) for w in (blocks, samples, seed, stream, *counter)]
+    _philox_kernel(xp)(((blocks * samples + 255) // 256,), (256,), (out, *arguments))
+    return out
 
 
 def normals(xp, w, dtype, sigma=1.0, out=None):
@@ -101,10 +88,10 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
     together = max(1, len(samples)) if xp is not np and samples.step == 1 else 1  # noise samples at a time: on a GPU launches cost
 
     def fill(parts, k):
-        take = _source(xp, seed, stream, ((rows.start + parts[0].start) * blocks, samples[k], layer, step), together)
         for part in parts:
             target = out[k : k + together, part].reshape(-1, units)  # a view
-            w = take((part.stop - part.start) * blocks).reshape(len(target), -1)
+            counter = ((rows.start + part.start) * blocks, samples[k], layer, step)
+            w = words(xp, seed, stream, counter, (part.stop - part.start) * blocks, together).reshape(len(target), -1)
             whole = kind == "gaussian" and units == 2 * w.shape[1]  # the last block of a row may make more than its units
             if kind == "gaussian":
                 numbers = normals(xp, w, dtype, float(sigma), out=target if whole else None)

@@ -31,8 +31,9 @@ def test_the_kernel_makes_the_same_words(fake_cupy, counter, key, block):
     counter = (7, *counter[1:])
     expected = noise.words(np, *key, counter, 1000)
     assert np.array_equal(noise.words(fake_cupy, *key, counter, 1000).get(), expected)
-    take = noise._source(fake_cupy, *key, counter)  # one call goes on where the last has ended
-    assert np.array_equal(np.concatenate([take(300).get(), take(700).get()]), expected)
+    several = noise.words(fake_cupy, *key, (7, 5, *counter[2:]), 1000, samples=3).get().reshape(3, -1)  # consecutive noise samples
+    for k in range(3):
+        assert np.array_equal(several[k], noise.words(np, *key, (7, 5 + k, *counter[2:]), 1000))
 
 
 @pytest.mark.parametrize("kind", noise.KINDS)
