@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 
 from .backend import array_module
-from .execution import contract, elementwise
+from .execution import column_squares, elementwise
 
 STRIP = 1024  # rows of R that one product changes on a CPU
 
@@ -28,7 +28,7 @@ def update_decorrelation(R, x_star, alpha):
     if moment_is_cheaper(M, n):
         _change_by_moment(R, x_star.T @ x_star, alpha / M)  # (n_in, n_in), BLAS computes one half
         return
-    mean_square = contract(xp, "mi,mi->i", x_star, x_star) / M  # s, (n_in,)
+    mean_square = column_squares(xp, x_star) / M  # s, (n_in,)
     projected = x_star @ R  # (M, n_in)
     projected *= alpha / M
     rows = STRIP if xp is np else n  # of R at a time: no second matrix of R's size
@@ -106,7 +106,7 @@ def overshoot_limit(x, iterations=30):
     """
     xp = array_module(x)
     M, n = x.shape
-    mean_square = contract(xp, "mi,mi->i", x, x) / M  # (n_in,)
+    mean_square = column_squares(xp, x) / M  # (n_in,)
     shift = float(mean_square.max()) or 1.0
     v = xp.asarray(np.random.default_rng(0).standard_normal(n).astype(x.dtype))
     for _ in range(iterations):
@@ -149,7 +149,7 @@ def mean_squared_correlation(x_star):
         c.reshape(-1)[:: n + 1] = 0  # ones, that would round away what is left
         total = xp.sum(c * c, dtype=xp.float64)
     else:
-        length2 = contract(xp, "mi,mi->i", x_star, x_star)
+        length2 = column_squares(xp, x_star)
         z = x_star / xp.sqrt(xp.where(length2 > 0, length2, 1))  # columns of length 1 (or 0)
         gram = z @ z.T  # (M, M), with the same sum of squares as zᵀz, Σ_ij c_ij²
         total = xp.maximum(xp.sum(gram * gram, dtype=xp.float64) - xp.sum(length2 > 0), 0)

@@ -101,40 +101,45 @@ def fused(xp: ModuleType, function, *constants):
     return _kernel(xp, function, constants) if constants or xp is not np else function
 
 
-def contract(xp: ModuleType, subscripts: str, a, b, total=None):
-    """einsum(subscripts, a, b), added to `total` if that is given, of arrays whose letters stand in one order, all of them in b's, and one
-    of which is summed over.
+def weighted_sum(xp: ModuleType, weights, a, total=None):
+    """Σ_k weights[k, b] a[k, b, :], added to `total` if that is given: (k, B), (k, B, n) -> (B, n)."""
+    if xp is not np:  # CuPy's own einsum makes a batch of tiny matrix products
+        summed = _sum_on_gpu(xp, 0, weights[..., None], a)
+        if total is not None:
+            total += summed
+        return summed if total is None else total
+    out = np.empty(a.shape[1:], dtype=a.dtype) if total is None else total
 
-    The letter b is the samples of a batch: a CPU takes them block by block. CuPy's own einsum makes a batch of tiny matrix products.
-    """
-    operands, kept = subscripts.split("->")
-    of_a, of_b = operands.split(",")
-    if xp is np:
-        sizes = dict(zip(of_b, b.shape))
-        out = np.empty([sizes[letter] for letter in kept], dtype=b.dtype) if total is None else total
+    def fill(blocks):
+        for b in blocks:
+            summed = np.einsum("kb,kbn->bn", weights[:, b], a[:, b])
+            out[b] = summed if total is None else out[b] + summed
 
-        def fill(blocks):
-            for block in blocks:
-                at = [tuple(block if letter == "b" else slice(None) for letter in letters) for letters in (kept, of_a, of_b)]
-                summed = np.einsum(subscripts, a[at[1]], b[at[2]])
-                out[at[0]] = summed if total is None else out[at[0]] + summed
+    in_blocks(xp, fill, a.shape[1], a.size // max(a.shape[1], 1))
+    return out
 
-        if "b" in kept:
-            in_blocks(xp, fill, sizes["b"], b.size // max(sizes["b"], 1))
-        else:
-            fill([slice(None)])
-        return out
-    (axis,) = (i for i, letter in enumerate(of_b) if letter not in kept)
-    if of_a != of_b:
-        a = a.reshape([n if letter in of_a else 1 for letter, n in zip(of_b, b.shape)])
-    if b.shape[axis] == 1:
-        summed = (a * b).reshape([n for n, letter in zip(b.shape, of_b) if letter in kept])
-    else:
-        summed = fused(xp, _sum_of_products, axis)(a, b)
-    if total is None:
-        return summed
-    total += summed
-    return total
+
+def squares(xp: ModuleType, a):
+    """‖a[k, b]‖²: (k, B, n) -> (k, B)."""
+    if xp is not np:
+        return _sum_on_gpu(xp, 2, a, a)
+    out = np.empty(a.shape[:2], dtype=a.dtype)
+
+    def fill(blocks):
+        for b in blocks:
+            out[:, b] = np.einsum("kbn,kbn->kb", a[:, b], a[:, b])
+
+    in_blocks(xp, fill, a.shape[1], a.size // max(a.shape[1], 1))
+    return out
+
+
+def column_squares(xp: ModuleType, x):
+    """Σ_m x[m, i]²: (M, n) -> (n,)."""
+    return np.einsum("mi,mi->i", x, x) if xp is np else _sum_on_gpu(xp, 0, x, x)
+
+
+def _sum_on_gpu(xp, axis, a, b):
+    return fused(xp, _sum_of_products, axis)(a, b) if b.shape[axis] > 1 else (a * b).reshape(b.shape[:axis] + b.shape[axis + 1 :])
 
 
 def mark_nonfinite(xp: ModuleType, a, mark) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from math import prod
 
 from .backend import array_module
-from .execution import contract, elementwise, fused
+from .execution import elementwise, fused, squares, weighted_sum
 from .functions import activate, derivative, loss_gradient
 from .functions import loss as loss_of
 from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
@@ -93,7 +93,7 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
         coefficient = (dL[-1] / sigma2).astype(y.dtype)  # δL / σ²
         for l, eps_l in enumerate(eps):
-            _add_error(xp, errors, l, coefficient, eps_l)
+            errors[l] = weighted_sum(xp, coefficient, eps_l, errors[l])
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -108,7 +108,7 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
     for v in _checked(network, x, noise):
         dL.append(_layerwise_losses(network, multiply, trace, v, t, loss) - clean_loss)  # (k, L, B)
         for l, N_l in enumerate(network.units):
-            _add_error(xp, errors, l, _quotient(xp, N_l, dL[-1][:, l], _norm2(xp, v[l])), v[l])
+            errors[l] = weighted_sum(xp, _quotient(xp, N_l, dL[-1][:, l], squares(xp, v[l])), v[l], errors[l])
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -131,7 +131,7 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
         else:
             coefficient = [_quotient(xp, N, dL[-1], norm2_l) for norm2_l in norm2]
         for l, da_l in enumerate(da):
-            _add_error(xp, errors, l, coefficient[l], da_l)
+            errors[l] = weighted_sum(xp, coefficient[l], da_l, errors[l])
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -177,7 +177,7 @@ def _noisy_pass(network, multiply, trace, eps, differences=False):
             x = xp.empty(eps_l.shape, dtype=eps_l.dtype)
             _perturb(xp, layer, a_tilde, eps_l, product, x, minus=trace.a[l].reshape(eps_l.shape[1:]))
             da.append(a_tilde)
-            norm2.append(_norm2(xp, a_tilde))
+            norm2.append(squares(xp, a_tilde))
         else:
             _perturb(xp, layer, a_tilde, eps_l, product)
             x = a_tilde
@@ -245,11 +245,6 @@ def _multiplier(params, formed):
     return multiply
 
 
-def _add_error(xp, errors, l, coefficient, e):
-    """errors[l] += Σ_k coefficient[k, b] e[k, b, :]: K errors become one before they meet x*. (k, B), (k, B, N_l)."""
-    errors[l] = contract(xp, "kb,kbn->bn", coefficient, e, errors[l])
-
-
 def _update(params, trace, errors, losses, dL):
     """ΔW_l = Σ_rows errorᵀ x* / (K B), Δb_l = Σ_rows error / (K B). dL: of every group (k, B) or (k, L, B); none for BP."""
     xp = array_module(trace.y)
@@ -263,11 +258,6 @@ def _update(params, trace, errors, losses, dL):
         dW.append(dW_l.reshape(params.W[l].shape))
         db.append(None if params.b[l] is None else e.sum(axis=0))
     return Update(tuple(dW), tuple(db), losses, dL, trace)
-
-
-def _norm2(xp, e):
-    """‖e‖² of every noise sample and batch row: (k, B, N_l) -> (k, B)."""
-    return contract(xp, "kbn,kbn->kb", e, e)
 
 
 def _quotient(xp, N, dL, norm2):

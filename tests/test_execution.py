@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from npref import execution, to_host
-from npref.execution import contract, elementwise, fused, mark_nonfinite
+from npref.execution import column_squares, elementwise, fused, mark_nonfinite, squares, weighted_sum
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 7])
@@ -144,17 +144,22 @@ def test_an_interrupt_while_threads_are_started_leaves_none_waiting(monkeypatch)
         execution._threads.cache_clear()
 
 
-@pytest.mark.parametrize("subscripts, shapes", [
-    ("kb,kbn->bn", ((3, 4), (3, 4, 5))), ("kbn,kbn->kb", ((3, 4, 5), (3, 4, 5))), ("mi,mi->i", ((6, 2), (6, 2)))])
-def test_contractions_are_those_of_einsum(fake_cupy, subscripts, shapes):
-    a, b = (np.random.default_rng(i).normal(size=shape) for i, shape in enumerate(shapes))
-    expected = np.einsum(subscripts, a, b)
-    assert np.array_equal(contract(np, subscripts, a, b), expected)
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("block", [1, 10, 1 << 18])
+def test_sums_are_those_of_einsum(fake_cupy, k, block, monkeypatch):
+    monkeypatch.setattr(execution, "CACHE_BLOCK", block)
+    rng = np.random.default_rng(0)
+    weights, a = rng.normal(size=(k, 4)), rng.normal(size=(k, 4, 5))
     for xp in np, fake_cupy:
-        there = [xp.asarray(array) for array in (a, b)]
-        total = contract(xp, subscripts, *there)
-        assert np.allclose(to_host(total), expected, rtol=1e-14)
-        assert contract(xp, subscripts, *there, total) is total and np.allclose(to_host(total), 2 * expected, rtol=1e-14)
+        there = xp.asarray(a)
+        for found, expected in ((weighted_sum(xp, xp.asarray(weights), there), np.einsum("kb,kbn->bn", weights, a)),
+                                (squares(xp, there), np.einsum("kbn,kbn->kb", a, a)),
+                                (column_squares(xp, there[0]), np.einsum("mi,mi->i", a[0], a[0])),
+                                (column_squares(xp, there[:, 0]), np.einsum("mi,mi->i", a[:, 0], a[:, 0]))):
+            assert found.shape == expected.shape and np.allclose(to_host(found), expected, rtol=1e-14)
+        total = weighted_sum(xp, xp.asarray(weights), there)
+        assert weighted_sum(xp, xp.asarray(weights[::-1].copy()), there, total) is total
+        assert np.allclose(to_host(total), np.einsum("kb,kbn->bn", weights + weights[::-1], a), rtol=1e-14)
 
 
 def check_marks(xp, n, dtype):
