@@ -8,6 +8,16 @@ Every vector is a column, (n, 1). A convolution fits in without a change when it
 R a matrix (n_in, n_in), the identity without decorrelation, and b a column (n_out, 1), or 0. f[l] and f_prime[l] are functions of
 an array. Lists run over layers and count from 0: W[0] is the paper's W_1, R[0] its R_0, a[0] its a_1, da[0] its δa_1.
 A bias is a weight whose input is 1 at every position: its update is any of the rules with a row of ones for x*.
+
+One sample from the input to Eq. 3 and 6, with noise eps[l] of variance sigma2 and any loss of the output:
+
+    x_star, a, x = forward_pass(x0, W, R, b, f)  # the clean pass
+    _, a_noisy, x_noisy = forward_pass(x0, W, R, b, f, eps)  # the noisy pass
+    dL = loss(x_noisy[-1]) - loss(x[-1])  # δL
+    da = [noisy - clean for noisy, clean in zip(a_noisy, a)]  # δa
+    N = sum(a_l.size for a_l in a)
+    np_updates = [np_update(dL, eps[l], sigma2, x_star[l]) for l in range(len(W))]  # to be averaged over samples and noise,
+    anp_updates = [anp_update(N, dL, da, l, x_star[l]) for l in range(len(W))]  # and subtracted from W
 """
 
 
@@ -27,16 +37,16 @@ def forward_pass(x0, W, R, b, f, eps=None, unfold=None):
     return x_star, a, x
 
 
-def gradients(dL_dx, W, R, a, f_prime, fold=None):
+def gradients(dL_dx, W, R, a, f_prime, unfold_adjoint=None):
     """g_l = dL/da_l for every layer, by the chain rule through W and R: g_{l-1} = f'(a_{l-1}) ⊙ R_{l-1}ᵀ W_lᵀ g_l.
 
-    dL_dx is the loss's gradient at the network's output; fold[l] is the transpose of unfold[l].
+    dL_dx is the loss's gradient at the network's output; unfold_adjoint[l] is the transpose of unfold[l].
     """
     g = [None] * len(W)
     g[-1] = f_prime[-1](a[-1]) * dL_dx
     for l in range(len(W) - 1, 0, -1):
         columns = R[l].T @ W[l].T @ g[l]
-        g[l - 1] = f_prime[l - 1](a[l - 1]) * (columns if fold is None else fold[l](columns))
+        g[l - 1] = f_prime[l - 1](a[l - 1]) * (columns if unfold_adjoint is None else unfold_adjoint[l](columns))
     return g
 
 

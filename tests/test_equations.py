@@ -1,8 +1,12 @@
 """The literal equations on numbers small enough to work out by hand."""
 
+import re
+import textwrap
+
 import numpy as np
 import pytest
 
+from npref import Dense, Network, Params, anp_update, np_update
 from npref import equations as eq
 
 I2 = np.eye(2)
@@ -40,6 +44,19 @@ def test_updates_by_hand():
     assert np.allclose(eq.anp_update(3, 2.0, da, 0, x_star), 6 * np.outer([3, 4], [1, 2, 0]) / 169)
     assert np.allclose(eq.anp_update(3, 2.0, da, 1, x_star), 6 * np.outer([12], [1, 2, 0]) / 169)
     assert np.allclose(eq.anp_update(3, 2.0, da, 0, x_star, per_layer=True), 6 * np.outer([3, 4], [1, 2, 0]) / 25)
+
+
+def test_one_sample_from_the_input_to_the_updates():
+    """The lines in the module's docstring, run as they stand, are `rules.py`'s updates."""
+    rng, network = np.random.default_rng(0), Network((1, 1, 3), (Dense(4, activation="tanh"), Dense(2, activation="identity")))
+    W, R = [rng.normal(size=s) for s in ((4, 3), (2, 4))], [rng.normal(size=(n, n)) for n in (3, 4)]
+    x0, eps, t, sigma2 = rng.normal(size=(3, 1)), [0.1 * rng.normal(size=(n, 1)) for n in (4, 2)], column(1, 0), 0.01
+    names = dict(vars(eq), x0=x0, W=W, R=R, b=[0, 0], f=[np.tanh, lambda a: a], eps=eps, sigma2=sigma2, loss=lambda y: ((t - y) ** 2).sum())
+    exec(textwrap.dedent(re.search(r"^( {4}x_star.*\n)( {4}.*\n)+", eq.__doc__, re.M)[0]), names)
+    batch = (Params(tuple(W), (None,) * 2, tuple(R)), x0.reshape(1, 1, 1, 3), t.T, [[e.reshape(1, 1, -1) for e in eps]])
+    for name, update in (("np_updates", np_update(network, *batch, sigma2=sigma2, loss="mse")),
+                         ("anp_updates", anp_update(network, *batch, loss="mse"))):
+        assert all(np.allclose(a, b, rtol=1e-12) for a, b in zip(names[name], update.dW, strict=True))
 
 
 def test_a_convolution_sums_over_positions():

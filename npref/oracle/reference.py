@@ -76,7 +76,7 @@ def _patches(layer, shape):
 
 
 def _layouts(case):
-    """unfold and fold for equations.py, per layer: from a layer's output as columns (n, P) to the next one's patches, and back."""
+    """unfold and unfold_adjoint for equations.py, per layer: from a layer's output as columns (n, P) to the next's patches, and back."""
     shapes = case.network.shapes
 
     def pair(layer, shape):
@@ -88,13 +88,13 @@ def _layouts(case):
             flat = x.reshape(-1).v
             return Tracked(np.concatenate([flat, np.zeros((len(flat), 1))], axis=1)[:, index], x.rng)
 
-        def fold(c):
+        def unfold_adjoint(c):
             v, size = np.zeros((2, len(c.v), np.prod(shape) + 1))
             np.add.at(v, (slice(None), index), c.v)
             np.add.at(size, (slice(None), index), abs(c.v))
             return c._rounded(v[:, :-1], size[:, :-1]).reshape(shape[0], -1)
 
-        return unfold, fold
+        return unfold, unfold_adjoint
 
     return tuple(zip(*(pair(q, s) for q, s in zip(case.layers, shapes))))
 
@@ -134,7 +134,7 @@ def reference(case, convention=PAPER, steps=STEPS):
 
 def _one_step(case, c, W, b, R, layouts, tracked):
     """All quantities of one mini-batch, {name: Tracked}, and dR per layer."""
-    (unfold, fold), shapes, L, B = layouts, case.network.shapes, len(W), len(case.x)
+    (unfold, unfold_adjoint), shapes, L, B = layouts, case.network.shapes, len(W), len(case.x)
     f, f_prime = zip(*(activation(q.activation, q.slope) for q in case.layers))
     R = [r.T for r in R] if c.R_transposed else R
     bias = [0.0 if v is None else v for v in b]
@@ -160,7 +160,7 @@ def _one_step(case, c, W, b, R, layouts, tracked):
     out["loss"] = stack([loss for loss, _ in judged])
     terms = [[] for _ in range(L)]  # (rule, which waits for x*, and x*) of every sample and noise sample
     if case.rule == "bp":
-        g = [eq.gradients(judged[i][1], W, R, clean[i][1], f_prime, fold) for i in range(B)]
+        g = [eq.gradients(judged[i][1], W, R, clean[i][1], f_prime, unfold_adjoint) for i in range(B)]
         for l in reversed(range(L)):
             out[f"g/{l}"] = stack([g[i][l] for i in range(B)])
             terms[l] = [(partial(eq.bp_update, g[i][l]), clean[i][0][l]) for i in range(B)]
