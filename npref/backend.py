@@ -1,7 +1,7 @@
 """NumPy or CuPy. The only file of npref that names CuPy.
 
 Functions elsewhere take the array module from their arguments, once, at the top (`xp = array_module(x, W)`), and are
-then one text for both. Data enters a device by `backend.xp.asarray` and leaves it by `to_host` or `to_host_later`, nowhere else.
+then one text for both. Arrays enter a device by `backend.xp.asarray` and leave it by `to_host` or `to_host_later`, nowhere else.
 """
 
 import os

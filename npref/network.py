@@ -94,8 +94,8 @@ def forward(network, params, x, noise=None, *, sparing=False):
 
     sparing: where a step costs less without x* (`decorrelation.spares_x_star`), leave it out, and take a = A x with A = W R.
 
-    Raises ValueError for shapes that do not fit the network, TypeError for dtypes that differ, integers and float16 (complex numbers are
-    taken, for complex-step derivatives, and longer floats, for the measure of rounding).
+    Raises ValueError for shapes that do not fit the network, TypeError for dtypes that differ, integers and float16 (complex numbers and
+    longer floats are taken, by which derivatives and rounding are judged).
     """
     _check_fits(network, params, x)
     if noise is not None:

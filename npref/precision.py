@@ -28,12 +28,12 @@ def rounding_error(config, network, params, x, t):
     step 0's first noise sample; parameters and data are those of the run. A run whose many rows make it form W R (see rules.py) rounds up
     to twice as much, once R is not I any more.
 
-    δL_64 is the same in float64. As that rounds too, noise below σ = 1e-10 is drawn at 1e-10 and δL_64 scaled down, δL being linear
-    in so small a noise: this judges float64 itself. At larger σ float64 is its own yardstick, and its error, below 1e-5, is given
-    as 0. Step and sign jump, so nothing may be scaled there: their error in float64 is given as 0 at any σ, that is, unknown.
+    δL_64 is the same in float64, which rounds too: below σ = 1e-10 its noise is drawn at 1e-10, and δL scaled up to that, as it is
+    linear in so small a noise. At larger σ float64's own error, below 1e-5, is given as 0; so it is for step and sign at any σ, as they
+    jump and nothing may be scaled: unknown.
 
-    The median, because of step and sign again: a single unit that rounding puts on the other side of its jump changes one
-    sample's δL altogether, and a norm over all samples with it. A sample whose δL_64 is 0 counts with its absolute error, usually 0.
+    The median, because one unit that rounding puts on the other side of a jump changes its sample's δL altogether, and with it a norm
+    over all samples. A sample whose δL_64 is 0 counts with its absolute error, usually 0.
     """
     jumps = any(layer.activation in ("step", "sign") for layer in network.layers)
     narrow = replace(config, samples=1)

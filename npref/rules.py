@@ -135,7 +135,7 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
     return _update(params, trace, errors, clean_loss, dL)
 
 
-def group_size(network, rule, batch, itemsize, samples, budget=128 * 2**20):
+def group_size(network, rule, batch, itemsize, samples, budget):
     """How many of the K noise samples to hold at a time so that their arrays stay within `budget` bytes (at least 1)."""
     patches = max((prod(weight_shape(layer, shape)[1:]) * prod(out[1:]) for layer, shape, out in
                    zip(network.layers[1:], network.shapes[1:], network.shapes[2:]) if isinstance(layer, Conv)), default=0)
