@@ -1,6 +1,7 @@
 """One training step: a mini-batch's noise, update and new parameters, and whether all of it is finite."""
 
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
 
@@ -110,19 +111,20 @@ def _outcome(config, state, update, t, step):
              *((f"R_{l}", R) for l, R in enumerate(state.params.R))]
     named = [(name, a) for name, a in named if a is not None]
     report = xp.zeros(2 + len(named))
-    for i, a in enumerate((correct(update.trace.y, t), update.losses)):
+    for i, a in enumerate((update.losses, correct(update.trace.y, t))):
         a.sum(dtype=xp.float64, out=report[i : i + 1].reshape(()))
     for i, (_, a) in enumerate(named, 2):
         mark_nonfinite(xp, a, report[i : i + 1])
     report_on_host = to_host_later(report)
-    names, arrays = zip(*named) if xp is np else ([name for name, _ in named], None)  # a GPU's arrays change and go meanwhile
+    if xp is not np:
+        named = [(name, None) for name, _ in named]  # a GPU's arrays change and go before the report is read
 
     def outcome():
-        on_host = report_on_host()
-        for i, name in enumerate(names):
-            if not np.isfinite(on_host[2 + i]) and (arrays is None or not np.isfinite(arrays[i]).all()):  # where the sum alone did overflow
+        loss, right, *marks = report_on_host().tolist()
+        for (name, a), mark in zip(named, marks):
+            if not isfinite(mark) and (a is None or not np.isfinite(a).all()):  # a CPU's mark is a sum, which may overflow alone
                 raise diverged(config, state, step, name)
-        return float(on_host[1]), float(on_host[0])
+        return loss, right
 
     return outcome
 
