@@ -107,11 +107,15 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
                 trace = forward(network, state.params, x)
             warn_of_overshoot(config.decor_lr, trace)
         save(state, "running", checkpoint=not resume)
-        return _epochs(held.pop_all(), config, network, data, moments, backend.xp, state, save, progress, stop)
+        epochs = _epochs(held.pop_all(), config, network, data, moments, backend.xp, state, save, progress, stop)
+        next(epochs)
+        return epochs
 
 
 def _epochs(held, *arguments):
+    """The rows of `_epochs_of`, after None: a generator that has begun gives the folder back when it is closed or dropped."""
     with held:
+        yield None
         yield from _epochs_of(*arguments)
 
 

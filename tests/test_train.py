@@ -150,6 +150,13 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     assert len(list(first)) == 2 and sorted(os.listdir(tmp_path)) == ["checkpoint.h5", "log.h5"]
 
 
+def test_a_run_that_is_given_up_before_its_first_epoch_gives_its_folder_back(tmp_path):
+    config, data = Config(method="np", **SMALL), small_data()
+    train(config, data, tmp_path).close()
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.h5", "log.h5"]
+    assert without_seconds(train(config, data, tmp_path, resume=True)) == without_seconds(train(config, data))
+
+
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "r").write_text("mine")
     with pytest.raises(NotADirectoryError, match="is a file: expected a folder"):
