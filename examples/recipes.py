@@ -113,6 +113,7 @@ WHY_CONV = (*variants(CONV, ("bp", "np", "anp", "danp"), [("padding", 1)]),
             *variants(CONV, ("np", "anp", "danp", "inp", "dinp"), [("lr", 1e-3)]),
             *variants(CONV, ("dnp",), [("lr", 5e-4)], [("lr", 2e-3)], [("padding", 1), ("lr", 5e-4)]),
             *variants(CONV, ("bp", "dbp"), [("lr", 5e-4)], [("lr", 2e-3)]),
+            *variants(CONV, ("bp",), [("lr", 4e-3)]),
             *variants(CONV, ("dbp",), [("padding", 1)]),
             *variants(CONV, ("np", "anp"), [STANDARD, ("lr", 5e-4)], [STANDARD, ("lr", 1e-3)]),
             *variants(CONV, ("np", "anp", "inp"), [STANDARD, ("padding", 1), ("lr", 5e-4)]))
