@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -27,8 +28,23 @@ def rows():
 def files(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sarcos")
     savemat(folder / "sarcos_inv.mat", {"sarcos_inv": rows[0]})
-    savemat(folder / "sarcos_inv_test.mat", {"sarcos_inv_test": rows[1]})
+    save_test_file(folder, rows[1])
     return folder
+
+
+def save_test_file(folder, rows):
+    """A test file with these rows, and the record of its sha256: it is not the official one."""
+    path = folder / "sarcos_inv_test.mat"
+    savemat(path, {"sarcos_inv_test": rows})
+    path.with_name(path.name + ".sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_a_test_file_is_held_against_the_official_ones_checksum(files, rows, tmp_path):
+    shutil.copy(files / "sarcos_inv_test.mat", tmp_path)
+    for name in "sarcos-split-test", "sarcos":
+        shutil.copy(files / "sarcos_inv.mat", tmp_path)
+        with pytest.raises(ValueError, match=f"sarcos_inv_test.mat: expected sha256 {SARCOS_TEST.sha256}, the official file.s, got"):
+            datasets.load(name, tmp_path)
 
 
 def test_layout(files, rows):
@@ -56,7 +72,7 @@ def test_split_of_the_test_file(rows, tmp_path):
     doubled = rows[1].copy()
     doubled[order[3_559]] = doubled[order[7]]  # one of the test part is in the training part
     doubled[order[4_000]] = doubled[order[4_001]]  # both in the test part: nothing leaks
-    savemat(tmp_path / "sarcos_inv_test.mat", {"sarcos_inv_test": doubled})
+    save_test_file(tmp_path, doubled)
     data = datasets.load("sarcos-split-test", tmp_path)
     assert np.array_equal(data.x_train, doubled[order[:3_559], :21]) and np.array_equal(data.y_test, doubled[order[3_559:], 21:])
     assert len(data.x_train) == 3_559 and len(data.x_test) == 890 and data.name == "sarcos-split-test"
