@@ -244,6 +244,22 @@ def test_labels_that_cannot_be(labels):
         Dataset("made here", "", images, labels, images, np.array([0, 1]), 10)
 
 
+def test_images_that_cannot_be():
+    images, labels = np.zeros((2, 3, 4, 4), dtype=np.uint8), np.array([0, 1])
+    data = Dataset("made here", "", images, labels, images, labels, 10)
+    for changes, words in (
+        (dict(x_test=images.astype("f4")), r"one shape and dtype, got \(3, 4, 4\) of uint8 for training and \(3, 4, 4\) of float32 "),
+        (dict(x_test=images[:, :1]), r"one shape and dtype, got \(3, 4, 4\) of uint8 for training and \(1, 4, 4\) of uint8 for test"),
+        (dict.fromkeys(("x_train", "x_test"), images.astype("u2")), "expected uint8 pixels or floating-point numbers, got uint16"),
+        (dict.fromkeys(("x_train", "x_test"), images.astype(complex)), "floating-point numbers, got complex128"),
+        (dict(x_train=np.where(np.arange(96).reshape(images.shape) == 50, np.nan, images)), "finite images, got nan in row 1, column 0, 0, 2"),
+    ):
+        with pytest.raises(ValueError, match="made here: .*" + words):
+            replace(data, **changes)
+    with pytest.raises(TypeError, match="made here: y_test must be a NumPy array, got list"):
+        replace(data, y_test=[0, 1])
+
+
 def test_regression():
     x, t = np.arange(8.0).reshape(4, 2), np.arange(12.0).reshape(4, 3)
     data = Dataset("arm", "made here", x, t, x[:2], t[:2], 3, inputs="raw", official=(10, 2))

@@ -31,18 +31,28 @@ class Dataset:
     def __post_init__(self):
         if self.inputs not in INPUTS:
             raise ValueError(f"{self.name}: inputs must be one of {', '.join(INPUTS)}, got {self.inputs!r}")
+        for what in ("x_train", "y_train", "x_test", "y_test"):
+            if not isinstance(getattr(self, what), np.ndarray):
+                raise TypeError(f"{self.name}: {what} must be a NumPy array, got {type(getattr(self, what)).__name__}")
         for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
             if self.regression:
                 if len(x) == 0 or y.shape != (len(x), self.classes) or x.ndim != 2 or x.dtype.kind != "f" or y.dtype.kind != "f":
                     raise ValueError(f"{self.name}: expected float features (n, D) and float targets (n, {self.classes}), "
                                      f"got {x.shape} of {x.dtype} and {y.shape} of {y.dtype}")
-                for what, a in (("features", x), ("targets", y)):
-                    if not np.isfinite(a).all():
-                        row, column = np.argwhere(~np.isfinite(a))[0]
-                        raise ValueError(f"{self.name}: expected finite {what}, got {a[row, column]} in row {row}, column {column}")
             elif len(x) == 0 or y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= self.classes:
                 raise ValueError(f"{self.name}: expected one label from 0 to {self.classes - 1} for each of {len(x)} images, "
                                  f"got {y.shape} of {y.dtype}" + (f" from {y.min()} to {y.max()}" if y.size else ""))
+            for what, a in (("features" if self.regression else "images", x), ("targets", y)):
+                if a.dtype.kind == "f" and not np.isfinite(a).all():
+                    row, *place = map(int, np.argwhere(~np.isfinite(a))[0])
+                    raise ValueError(f"{self.name}: expected finite {what}, got {a[(row, *place)]} in row {row}, "
+                                     f"column {', '.join(map(str, place))}")
+        train, test = ((x.shape[1:], x.dtype) for x in (self.x_train, self.x_test))
+        if train != test:
+            raise ValueError(f"{self.name}: expected samples of one shape and dtype, got {train[0]} of {train[1]} for training and "
+                             f"{test[0]} of {test[1]} for test")
+        if self.x_train.dtype.kind != "f" and self.x_train.dtype != np.uint8:
+            raise ValueError(f"{self.name}: expected uint8 pixels or floating-point numbers, got {self.x_train.dtype}")
 
     @property
     def regression(self):
