@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from cifar10 import FLAGS, Bar, add_place_flags, any_letters, begin, changes, exit_code, load_data, new_folder, plotter, warn_in_lines
+from cifar10 import FLAGS, Bar, add_place_flags, any_letters, begin, exit_code, load_data, new_folder, note, plotter, warn_in_lines
 
 from npref import METHODS, bp_update, get_backend, init_params, precision, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
@@ -26,7 +26,7 @@ from npref.batches import input_moments, prepare, targets
 from npref.command_line import Parser
 from npref.config import Config
 from npref.datasets import Dataset
-from npref.runlog import check_same_run, environment, lock, read_checkpoint, read_log, unlock, write_log
+from npref.runlog import changes, check_same_run, environment, lock, read_checkpoint, read_log, unlock, write_log
 from npref.step import compute_update
 from npref.train import Diverged, Interrupted, params_from
 
@@ -113,7 +113,7 @@ def measure_in(out, held, args, given, stop):
     groups = same_measurement(saved, config, record, out) if saved else {}
     say(f"data: {data.source}; {len(data.x_train)} training samples")
     if saved and changes(saved["environment"], record):
-        say(f"note: {changes(saved['environment'], record)}: angles may differ in their last digits from those kept")
+        note(f"{changes(saved['environment'], record)}: angles may differ in their last digits from those kept", args.quiet)
     if 0 in config["epochs"] and any(split_method(method)[1] for method in config["methods"]):
         say("note: at epoch 0 R is I, so that a decorrelated method gives its plain form's angles")
     if held is not None:

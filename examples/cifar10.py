@@ -25,7 +25,7 @@ from npref.network import ARCHITECTURES, DTYPES, INITS
 from npref.noise import KINDS
 from npref.optim import OPTIMIZERS
 from npref.rules import ANP_NORMS
-from npref.runlog import environment, read_log
+from npref.runlog import changes, environment, read_log
 from npref.train import Diverged, Interrupted, train
 
 # Flags that are part of the run's configuration: name -> (choices or type, help). Defaults are Config's.
@@ -186,6 +186,8 @@ def run(args, given, stop):
     bar, new = Bar(args.quiet), out is None
     if new:
         out = new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
+    if plot is not None and args.resume is None and (out / "curves.png").exists():
+        raise FileExistsError(f"{out / 'curves.png'} is there already: choose another folder, or --no-plot")
     try:
         epochs = begin(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
     except BaseException:
@@ -196,7 +198,7 @@ def run(args, given, stop):
     if args.resume is not None:
         changed = changes(saved["environment"], environment(backend))
         if changed:
-            say(f"note: {changed}: the weights may differ in their last bits from an uninterrupted run's")
+            note(f"{changed}: the weights may differ in their last bits from an uninterrupted run's", args.quiet)
     say(f"run: {config.method} on {config.arch}, {config.optimizer} with lr {config.lr:g}, seed {config.seed}, "
         f"{config.backend} {config.dtype}")
     try:
@@ -252,10 +254,9 @@ def summary(rows):
             f"final test {test[-1]:{form}}, train {train[-1]:{form}}")
 
 
-def changes(before, now):
-    """What differs between two environments and may change last bits, in words; empty if nothing."""
-    names = ("revision", "numpy", "blas", "threads", "device")
-    return "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in names if before.get(name) != now[name])
+def note(text, quiet):
+    """Say what the user should know, on stderr where only the result is asked for."""
+    print(f"note: {text}", file=sys.stderr if quiet else sys.stdout, flush=True)
 
 
 def line(row, epochs):

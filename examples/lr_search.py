@@ -9,16 +9,29 @@ say. A table is printed and a picture drawn.
 
 import math
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
-from cifar10 import FLAGS, add_flags, add_place_flags, any_letters, exit_code, given_flags, load_data, new_folder, plotter, warn_in_lines
+from cifar10 import (
+    FLAGS,
+    add_flags,
+    add_place_flags,
+    any_letters,
+    exit_code,
+    given_flags,
+    load_data,
+    new_folder,
+    note,
+    plotter,
+    warn_in_lines,
+)
 
 from npref import get_backend
 from npref.command_line import Parser
 from npref.config import Config
-from npref.runlog import environment, lock, read_log, unlock, write_log
+from npref.runlog import changes, environment, lock, read_log, unlock, write_log
 from npref.train import Diverged, Interrupted, train
 
 ROW = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
@@ -116,7 +129,9 @@ def run(args, stop):
     env = {**environment(backend), "data": data.fingerprint(), "samples": data.completeness}
     held = lock(out)
     try:
-        rows = begun(path, about, env["data"])
+        rows, before = begun(path, about, env["data"])
+        if before and (changed := changes(before, env)):
+            note(f"{changed}: the rates that follow may differ in their last digits from an uninterrupted search's", args.quiet)
         say(f"search: {config.method} on {config.arch}, {config.optimizer}, {config.epochs} epochs a rate, "
             f"seed {' '.join(map(str, args.seeds))}")
         for row in rows:
@@ -129,10 +144,13 @@ def run(args, stop):
                 say(line(row))
         write_log(path, about, env, rows, "finished")
     except Interrupted as error:
-        raise Interrupted(f"{error} with lr {rate(args.start, args.factor, len(rows)):g}; the {len(rows)} rates before it are in {out}: "
-                          "go on with the same command and --out") from None
+        kept = f"the {len(rows)} rates before it are in {out}: go on with the same command and --out" if rows else "it was the first"
+        raise Interrupted(f"{error} with lr {rate(args.start, args.factor, len(rows)):g}; {kept}") from None
     finally:
         unlock(held)
+        if args.out is None:
+            with suppress(OSError):  # empty, unless a rate was tried
+                out.rmdir()
     print(f"{config.method} {config.arch} on {data.name}: best learning rate {best(rows):g} of {len(rows)} from {rows[0]['lr']:g} to "
           f"{rows[-1]['lr']:g}\nlog: {path}")
     if plots is not None:
@@ -141,9 +159,12 @@ def run(args, stop):
 
 
 def begun(path, about, data):
-    """The rates that an interrupted search has tried; none where there is no search. Raises ValueError if it was another search."""
+    """The rates that an interrupted search has tried, and its environment; [] and None where there is none.
+
+    Raises ValueError if it was another search.
+    """
     if not path.exists():
-        return []
+        return [], None
     saved = read_log(path)
     differ = [f"{name} was {saved['config'].get(name)!r}, now {value!r}" for name, value in about.items()
               if name not in ("patience", "most") and saved["config"].get(name) != value]
@@ -155,7 +176,7 @@ def begun(path, about, data):
     if any(ended(rows[:i], about["patience"], about["most"]) for i in range(len(rows))):
         raise ValueError(f"{path} has tried {len(rows)} rates, more than --patience {about['patience']} and --most {about['most']} allow: "
                          "give larger ones, or another --out")
-    return rows
+    return rows, saved["environment"]
 
 
 def line(row):

@@ -120,6 +120,12 @@ def check_same_run(saved, config, data, folder):
         raise ValueError(f"cannot resume {folder} with a changed configuration: {'; '.join(differ)}; start a new run instead")
 
 
+def changes(before, now):
+    """What differs between two environments and may change last bits, in words; empty if nothing."""
+    names = ("revision", "numpy", "blas", "threads", "device")
+    return "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in names if before.get(name) != now[name])
+
+
 def lock(folder):
     """Take the folder for this process, until `unlock` or its end. Raises OSError if another run is writing there, or nobody can."""
     path = Path(folder) / ".lock"

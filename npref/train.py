@@ -85,7 +85,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
             held.callback(runlog.unlock, runlog.lock(out))
         taken = [name for name in ("log.h5", "checkpoint.h5") if out is not None and (out / name).exists()]
         if taken and not resume:
-            raise FileExistsError(f"{out} holds a run already ({', '.join(taken)}): resume it, or choose another folder")
+            remedy = "resume it" if "checkpoint.h5" in taken else "its checkpoint is gone: remove the log"
+            raise FileExistsError(f"{out} holds a run already ({', '.join(taken)}): {remedy}, or choose another folder")
         if resume:
             state, before = _resumed(config, environment["data"], out / "checkpoint.h5", backend.xp)
         else:
@@ -95,6 +96,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
                 status = "finished" if state.epoch == config.epochs else "running"
                 runlog.write_log(out / "log.h5", asdict(config), before, state.rows, status)
             raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
+        if went_on := [text for text in (before.get("went_on"), before and runlog.changes(before, environment)) if text]:
+            environment["went_on"] = "; ".join(went_on)
         rule, decorrelate = rules.split_method(config.method)
         x, y = (backend.xp.asarray(a[:MEASURED]) for a in (data.x_train, data.y_train))
         x, t = prepare(x, config.dtype, moments), targets(y, data.classes, config.dtype)

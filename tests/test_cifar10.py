@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from npref import METHODS, runlog
+from npref import METHODS, get_backend, runlog
 from npref.config import Config
 
 SCRIPT = ROOT / "examples" / "cifar10.py"
@@ -279,10 +279,34 @@ def test_resume_keeps_the_configuration(run, tmp_path):
 
 def test_resume_with_another_numpy_says_so(run, tmp_path, monkeypatch):
     environment = runlog.environment
-    monkeypatch.setattr(runlog, "environment", lambda backend: {**environment(backend), "numpy": "1.0"})
-    assert run("--epochs", 1, "--out", "r")[0] == 0
+    with monkeypatch.context() as earlier:
+        earlier.setattr(runlog, "environment", lambda backend: {**environment(backend), "numpy": "1.0"})
+        assert run("--epochs", 1, "--out", "r")[0] == 0
     code, out, _ = run("--resume", "r", "--epochs", 2, "--no-plot", tiny=False)
-    assert code == 0 and f"note: numpy was 1.0, now {np.__version__}: the weights may differ in their last bits" in out
+    words = f"numpy was 1.0, now {np.__version__}"
+    assert code == 0 and f"note: {words}: the weights may differ in their last bits" in out
+    assert runlog.read_log("r/log.h5")["environment"]["went_on"] == words
+    for module in runlog, cifar10:
+        monkeypatch.setattr(module, "environment", lambda backend: {**environment(backend), "threads": "77"})
+    threads = environment(get_backend())["threads"]
+    code, out, err = run("--resume", "r", "--epochs", 3, "--no-plot", "--quiet", tiny=False)
+    assert code == 0 and "note" not in out and err.startswith(f"note: threads was {threads}, now 77: the weights") and err.count("\n") == 1
+    assert runlog.read_log("r/log.h5")["environment"]["went_on"] == f"{words}; threads was {threads}, now 77"
+
+
+def test_a_picture_of_someones_is_not_overwritten(run, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "curves.png").write_text("mine")
+    code, _, err = run("--out", "r", "--plot")
+    assert code == 2 and "r/curves.png is there already: choose another folder, or --no-plot" in err and err.count("\n") == 1
+    assert os.listdir("r") == ["curves.png"] and run("--out", "r")[0] == 0 and (tmp_path / "r" / "curves.png").read_text() == "mine"
+
+
+def test_a_run_whose_checkpoint_is_gone(run, tmp_path):
+    assert run("--out", "r")[0] == 0
+    (tmp_path / "r" / "checkpoint.h5").unlink()
+    code, _, err = run("--out", "r")
+    assert code == 2 and "holds a run already (log.h5): its checkpoint is gone: remove the log, or choose another folder" in err
 
 
 def test_out_of_memory_is_one_line(run):

@@ -94,6 +94,23 @@ def test_command(tmp_path, capsys):
     assert capsys.readouterr().out.count("lr ") == 0
 
 
+def test_a_search_that_goes_on_elsewhere_says_so(tmp_path, capsys, monkeypatch):
+    arguments = [*TINY, "--start", "1e-3", "--out", str(tmp_path), "--no-plot"]
+    assert lr_search.main([*arguments, "--most", "1"]) == 0
+    environment = lr_search.environment
+    monkeypatch.setattr(lr_search, "environment", lambda backend: {**environment(backend), "threads": "77"})
+    capsys.readouterr()
+    assert lr_search.main([*arguments, "--most", "2", "--quiet"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("note: threads was ") and ", now 77: the rates that follow may differ" in err and err.count("\n") == 1
+
+
+def test_a_search_that_is_refused_leaves_no_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lr_search.main(["--dataset", "synthetic-sarcos", "--arch", "sarcos", "--optimizer", "sgd", "--no-plot"]) == 2
+    assert "use mse" in capsys.readouterr().err and list((tmp_path / "runs").iterdir()) == []
+
+
 def test_what_is_warned_of_gets_one_line_for_all_rates(tmp_path, capsys):
     arguments = [*TINY, "--method", "np", "--sigma2", "1e-14", "--start", "1e-6", "--most", "3", "--no-plot", "--quiet"]
     assert lr_search.main([*arguments, "--out", str(tmp_path / "s")]) == 0
