@@ -83,7 +83,7 @@ def read_text(path):
         log = {**json.loads(head[2:]), "rows": rows}
         check_complete(log)
         return log
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged ({error}); take a copy of it, or delete it and record the run again") from error
 
 
@@ -100,6 +100,10 @@ def check_complete(log):
     lacking += [f"the configuration's {name}" for name in set_by.get(kind, ()) if name not in log["config"]]
     if lacking:
         raise ValueError(f"without {', '.join(lacking)}")
+    if not isinstance(log["status"], str):
+        raise ValueError(f"its status is {log['status']!r}")
+    if kind == "train":
+        config_of(log)  # which refuses what no run can have
     if log["status"] == "finished" and len(rows) < (log["config"]["epochs"] if kind == "train" else 1):
         raise ValueError(f"finished, but of {len(rows)} rows")
 
@@ -107,16 +111,20 @@ def check_complete(log):
 def gather(results, runs):
     """{name: log} of the recorded results and of this checkout's own runs; of two of one name, the one with more rows.
 
-    A log of a run that cannot be read is left out, with a warning.
+    A log of a run that cannot be read is left out, with a warning; so is one beside the log that its folder is named for.
     """
-    logs = {path.stem: read_text(path) for path in sorted(Path(results).glob("logs/*.tsv"))} if results else {}
+    logs = {path.stem: read_text(path) for path in sorted(Path(results).glob("logs/[!.]*.tsv"))} if results else {}
     for path in sorted(Path(runs).glob("*/*.h5")) if runs else []:
         if path.name == "checkpoint.h5":
             continue
         try:
             log, name = read_log(path), path.parent.name
+            kind = name.partition("-")[0]
+            of_folder = f"{kind}.h5" if kind in ("search", "alignment") else "log.h5"
+            if path.name != of_folder and path.with_name(of_folder).exists():
+                raise ValueError(f"the folder is {of_folder}'s; move this one to a folder of its own")
             check_complete(log)
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError) as error:
             print(f"warning: left out: {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
             continue
         if len(log["rows"]) >= len(logs.get(name, {"rows": ()})["rows"]):

@@ -17,6 +17,7 @@ from recipes import RECIPES, Cell
 from npref import METHODS
 from npref.config import TABLE_2, Config
 from npref.network import ARCHITECTURES
+from npref.runlog import write_log
 
 ENV = {"backend": "numpy", "device": "CPU", "threads": "1", "revision": "abc", "samples": "50000 of 50000 + 10000 of 10000"}
 
@@ -205,6 +206,32 @@ def test_record(tmp_path):
     assert (row["peak_train"], row["peak_test"], row["peak_epoch"], row["final_train"], row["final_test"]) == ("25", "30", "2", "25", "20")
     assert (row["minutes"], row["lr"], row["decor_lr"], row["seed"], row["revision"]) == ("1.5", "0.001", "", "0", "abc")
     assert results.gather(tmp_path, None) == {"cifar10-fc1-np-s0": log}
+
+
+def test_a_folder_is_of_the_log_that_it_is_named_for(tmp_path, capsys):
+    training, angles = log_of(config_of(epochs=3), [10.0, 30.0, 20.0]), {"angle": 80.0, "layer": 1}
+    others = {"config": dict.fromkeys(("methods", "arch", "dataset", "limit_train", "loss", "repeats")), "environment": ENV,
+              "status": "finished", "rows": [angles] * 4}
+    for folder in "cifar10-fc1-np-s0", "alignment-mine":
+        for name, log in ("log.h5", training), ("alignment.h5", others):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_log(tmp_path / folder / name, log["config"], log["environment"], log["rows"], log["status"])
+    assert results.gather(None, tmp_path) == {"cifar10-fc1-np-s0": training, "alignment-mine": others}
+    err = capsys.readouterr().err
+    assert f"left out: {tmp_path}/cifar10-fc1-np-s0/alignment.h5: the folder is log.h5's; move this one" in err and err.count("\n") == 2
+
+
+def test_recorded_logs_that_no_run_can_have(tmp_path):
+    log = log_of(config_of(epochs=1), [10.0])
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "._a.tsv").write_bytes(b"\0\5\x16\7")  # as macOS leaves beside a copy
+    assert results.gather(tmp_path, None) == {}
+    for spoilt, words in (({"status": 3}, "its status is 3"), ({"config": {**log["config"], "method": "zz"}}, "unknown method 'zz'"),
+                          ({"config": {**log["config"], "lr": "x"}}, "lr must be a number"),
+                          ({"config": {**log["config"], "q": 1}}, "'q'")):
+        results.write_text(tmp_path / "logs" / "a.tsv", {**log, **spoilt})
+        with pytest.raises(ValueError, match=f"a.tsv: damaged .*{words}"):
+            results.gather(tmp_path, None)
 
 
 def test_what_is_recorded_agrees_with_itself(tmp_path):
