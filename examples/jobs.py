@@ -160,12 +160,19 @@ def work(jobs, args, stop, recorded):
         print(f"{total} runs to go{ahead}, by the times of runs so far and of recorded ones", flush=True)
     try:
         while waiting or running:
-            for job in [job for job in waiting if not locked(job.folder)][: args.jobs - len(running)]:  # not another process's
+            for job in [job for job in waiting if free(job)][: args.jobs - len(running)]:
                 waiting.remove(job)
-                if job.done():
-                    print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: done by another process", flush=True)
-                else:
-                    running[job] = start(job, args)
+                said = ""
+                try:
+                    if job.done():
+                        said = "done by another process"
+                    else:
+                        running[job] = start(job, args)
+                except (ValueError, OSError) as error:
+                    said = f"failed, {error}"
+                    failed.append(f"{job.folder.name}: {error}")
+                if said:
+                    print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: {said}", flush=True)
             if waiting and not running and not told:
                 print(f"waiting for {len(waiting)} runs that another process is working on", flush=True)
                 told = True
@@ -194,6 +201,14 @@ def work(jobs, args, stop, recorded):
             process.wait()
         display.close()
     return failed
+
+
+def free(job):
+    """Whether no other process is at it. Where that cannot be told, to start it says why."""
+    try:
+        return not locked(job.folder)
+    except OSError:
+        return True
 
 
 def start(job, args):

@@ -147,6 +147,17 @@ def test_a_failure_is_told_and_the_rest_goes_on(run, monkeypatch, tmp_path):
     assert "[2/2] synthetic-fc1-np-limit-train-40-s0: " in out and "of 2 epochs" in out
 
 
+def test_a_folder_that_cannot_be_used_stops_nothing_else(run, monkeypatch, tmp_path):
+    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"), Cell("dnp", "fc1"))
+    folder = tmp_path / "runs/reproduce"
+    (folder / "synthetic-fc1-np-limit-train-40-s0/output.txt").mkdir(parents=True)
+    (folder / "synthetic-fc1-bp-limit-train-40-s0").write_text("mine")
+    code, out, err = run("run", "mine", *SMALL, "--epochs", "1")
+    assert code == 1 and "[1/3] synthetic-fc1-bp-limit-train-40-s0: failed, " in out and "[3/3] synthetic-fc1-dnp" in out, (out, err)
+    assert [line.split(": ")[1] for line in err.splitlines()] == [f"synthetic-fc1-{m}-limit-train-40-s0" for m in ("bp", "np")]
+    assert (folder / "synthetic-fc1-bp-limit-train-40-s0").read_text() == "mine"
+
+
 def test_a_stop_loses_less_than_an_epoch(tmp_path):
     """Ctrl-C in the middle of a run; the same command goes on and ends as an uninterrupted one does."""
     env = {**os.environ, "NPREF_DATA": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}
