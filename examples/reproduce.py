@@ -76,8 +76,7 @@ def parse(arguments):
         parser.error(f"--seeds must be at least 0, got {min(args.seeds)}")
     if getattr(args, "own", False) and args.results is not None:
         parser.error("--results has no effect with --own: leave one out")
-    reads = args.command in ("list", "table", "plot") or getattr(args, "missing", False)
-    if reads and args.results is not None and not args.results.is_dir():
+    if args.command != "record" and args.results is not None and not args.results.is_dir():
         parser.error(f"--results names a folder that is there, got {args.results}")
     if args.command != "run" and args.runs is not None and not args.runs.is_dir():
         parser.error(f"--runs names a folder that is there, got {args.runs}")
@@ -185,7 +184,7 @@ def check_effect(args):
 
 def data_set(name, args):
     """{the data set that a cell names: the one that is used}, said where it is a stand-in."""
-    wanted = sorted({cell.dataset for cell in RECIPES[name].cells} or {"cifar10"})
+    wanted = sorted({cell.dataset for cell in cells_of(name, args)} or {"cifar10"})
     chosen = {}
     for real in wanted:
         options = STAND_INS[real]
