@@ -6,6 +6,7 @@ import numpy as np
 
 from .backend import array_module
 from .execution import column_squares, elementwise
+from .optim import finite
 
 STRIP = 1024  # rows of R that one product changes on a CPU
 
@@ -21,9 +22,9 @@ def update_decorrelation(R, x_star, alpha):
     M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M - diag(s) R, s = ⟨(x*)²⟩, costs 2 M n² instead.
 
     On inputs that stay the same it overshoots from R = I on, and R grows without end, where α exceeds `overshoot_limit`. Raises
-    ValueError for shapes, TypeError for dtypes that do not fit.
+    ValueError for shapes, TypeError for dtypes that do not fit; ValueError for an R that cannot change and an α that is not finite.
     """
-    xp, alpha = _check(R, x_star), float(alpha)  # a NumPy number would promote what it multiplies
+    xp, alpha = _check(R, x_star), finite("alpha", alpha)
     M, n = x_star.shape
     if moment_is_cheaper(M, n):
         _change_by_moment(R, x_star.T @ x_star, alpha / M)  # (n_in, n_in), BLAS computes one half
@@ -48,6 +49,9 @@ def decorrelation_step(Rs, trace, alpha):
     Where that has left x* out, the moment is taken from x: Σ x* x*ᵀ = R (Σ x xᵀ) Rᵀ. That rounds as x does before R: in float32 and on
     images, its elements to some 1e-4 of the largest. Raises as `update_decorrelation`, and ValueError for another number of layers.
     """
+    if not hasattr(trace, "x_star"):
+        raise TypeError(f"expected an update's trace, got {type(trace).__name__}")
+    alpha = finite("alpha", alpha)
     if len(Rs) != len(trace.x_star):
         raise ValueError(f"expected an R (or None) for each of {len(trace.x_star)} layers, got {len(Rs)}")
     layers = [(R, x_star, x) for R, x_star, x in zip(Rs, trace.x_star, trace.x_rows) if R is not None]
@@ -55,7 +59,7 @@ def decorrelation_step(Rs, trace, alpha):
         _check(R, x if x_star is None else x_star)
     for R, x_star, x in layers:
         if x_star is None:
-            _change_by_moment(R, R @ (x.T @ x) @ R.T, float(alpha) / len(x))
+            _change_by_moment(R, R @ (x.T @ x) @ R.T, alpha / len(x))
         else:
             update_decorrelation(R, x_star, alpha)
 
@@ -80,6 +84,8 @@ def _check(R, rows):
         raise ValueError("x_star must have at least one row")
     if rows.dtype != R.dtype or R.dtype.kind not in "fc":
         raise TypeError(f"R and x_star must share one floating-point dtype, got {R.dtype} and {rows.dtype}")
+    if not getattr(R.flags, "writeable", True):
+        raise ValueError("R must be writable, as it changes in place: copy it")
     return xp
 
 

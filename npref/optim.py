@@ -27,9 +27,8 @@ def init_adam(parameters):
 
 
 def sgd_step(parameters, updates, lr):
-    """W ← W - η ΔW, in place. Raises ValueError or TypeError for arrays that do not fit; then nothing has changed."""
-    xp = _check(parameters, updates)
-    lr = float(lr)  # a NumPy number would promote what it multiplies
+    """W ← W - η ΔW, in place. Raises ValueError or TypeError for arrays or a rate that do not fit; then nothing has changed."""
+    xp, lr = _check(parameters, updates), finite("lr", lr)
     for p, d in zip(parameters, _wide_enough(xp, parameters, updates)):
         p -= lr * d
 
@@ -42,18 +41,28 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         W ← W - η_t m / (√v + ε̂),     η_t = η √(1 - β₂ᵗ) / (1 - β₁ᵗ)                eps_hat=True, as Keras computes it
 
     The two agree for ε = 0; with the same ε the second is the more damped early on, by √(1 - β₂ᵗ). Raises ValueError or TypeError for
-    arrays that do not fit; then nothing has changed.
+    arrays or numbers that do not fit; then nothing has changed.
     """
     xp = _check(parameters, updates, state.m, state.v)
+    lr, beta1, beta2, eps = (finite(name, number) for name, number in (("lr", lr), ("beta1", beta1), ("beta2", beta2), ("eps", eps)))
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise ValueError(f"beta1 and beta2 must be in [0, 1), got {beta1} and {beta2}")
     state.t += 1
     correction1, correction2 = 1 - beta1**state.t, sqrt(1 - beta2**state.t)
     if not eps_hat:
         # √v̂ + ε = (√v + ε √(1-β₂ᵗ)) / √(1-β₂ᵗ): the same elementwise work serves both forms.
         eps = eps * correction2
-    rate = float(lr) * correction2 / correction1
-    numbers = [float(number) for number in (beta1, 1 - beta1, beta2, 1 - beta2, eps, rate)]
+    rate = lr * correction2 / correction1
+    numbers = (beta1, 1 - beta1, beta2, 1 - beta2, eps, rate)
     for arrays in zip(parameters, _wide_enough(xp, parameters, updates), state.m, state.v):
         elementwise(xp, _adam, [a.reshape(-1, 1) for a in arrays] if xp is np else arrays, numbers)
+
+
+def finite(name, number):
+    """The number as Python's float, as a NumPy number would promote what it multiplies. Raises ValueError if it is not finite."""
+    if not abs(number := float(number)) < float("inf"):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
 
 
 def _wide_enough(xp, parameters, updates):

@@ -209,6 +209,20 @@ def test_a_pass_that_does_not_fit():
     assert all(np.array_equal(R, np.eye(len(R))) for R in params.R)
 
 
+def test_nothing_changes_before_all_fits():
+    network = Network((3,), (Dense(4), Dense(2)))
+    params = init_params(network, decorrelate=True, dtype="float64")
+    trace = forward(network, params, np.random.default_rng(0).normal(size=(5, 3)))
+    with pytest.raises(ValueError, match="alpha must be finite, got nan"):
+        decorrelation_step(params.R, trace, np.nan)
+    with pytest.raises(TypeError, match="expected an update's trace, got tuple"):
+        decorrelation_step(params.R, (trace,), 0.1)
+    params.R[1].flags.writeable = False
+    with pytest.raises(ValueError, match="R must be writable, as it changes in place: copy it"):
+        decorrelation_step(params.R, trace, 0.1)
+    assert all(np.array_equal(R, np.eye(len(R))) for R in params.R)
+
+
 def test_arrays_that_do_not_fit():
     with pytest.raises(ValueError, match="n_in"):
         update_decorrelation(np.eye(3), np.ones((5, 4)), 0.1)

@@ -78,6 +78,20 @@ def test_updates_of_another_dtype_are_the_numbers_that_they_are(dtype):
     assert np.allclose(p, -1e-9 * d.astype(float), rtol=few, atol=0)
 
 
+def test_numbers_that_cannot_be_are_refused_before_anything_changes():
+    w, d = [np.ones(2)], [np.ones(2)]
+    state = init_adam(w)
+    for numbers, words in ((dict(lr=np.nan), "lr must be finite, got nan"),
+                           (dict(lr=0.1, beta1=1.0), r"must be in \[0, 1\), got 1.0 and 0.999"),
+                           (dict(lr=0.1, beta2=-0.1), "got 0.9 and -0.1"), (dict(lr=0.1, eps=np.inf), "eps must be finite"),
+                           (dict(lr="x"), "could not convert")):
+        with pytest.raises(ValueError, match=words):
+            adam_step(w, d, state, **numbers)
+    with pytest.raises(ValueError, match="lr must be finite, got inf"):
+        sgd_step(w, d, np.inf)
+    assert state.t == 0 and not state.m[0].any() and w[0].tolist() == [1, 1]
+
+
 def test_memory_that_cannot_change_in_place_is_refused():
     w = [np.ones((3, 2)).T]
     with pytest.raises(ValueError, match="C-contiguous"):
