@@ -54,13 +54,16 @@ def get_backend(name: str = "numpy") -> Backend:
 def array_module(*arrays) -> ModuleType:
     """NumPy or CuPy, whichever the given arrays belong to (None is skipped).
 
-    Raises TypeError when they are mixed, or when one is neither.
+    Raises TypeError when they are mixed, or when one is neither, or is masked or a matrix, which compute otherwise.
     """
     return _module_of(frozenset(type(a) for a in arrays if a is not None))
 
 
 @lru_cache
 def _module_of(types):
+    for t in types:
+        if issubclass(t, (np.ma.MaskedArray, np.matrix)):
+            raise TypeError(f"expected a plain array, got numpy.{t.__name__}: use its filled(value), or numpy.asarray")
     kinds = {t.__module__.partition(".")[0]: t for t in types}
     if kinds.keys() == {"numpy"}:
         return np

@@ -155,6 +155,12 @@ def run_python(code, **environment):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=kept | environment).stdout.split()
 
 
+def test_arrays_that_compute_otherwise_are_refused():
+    for a in (np.ma.masked_array(np.ones(2), [True, False]), np.ones((1, 1)).view(np.matrix)):
+        with pytest.raises(TypeError, match="expected a plain array, got numpy.(MaskedArray|matrix): use its filled"):
+            array_module(np.ones(2), a)
+
+
 def test_the_threads_of_openblas_are_told_not_to_spin_unless_the_user_says_otherwise():
     code = "import os, sys, npref; print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
     assert run_python(code) == ["4"] and run_python(code, OPENBLAS_THREAD_TIMEOUT="26") == ["26"]
