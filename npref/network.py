@@ -147,8 +147,12 @@ def without_decorrelation(params):
 
 def check_batch(network, params, x, t):
     """Raise ValueError or TypeError when a batch or the parameters do not fit the network; return the array module."""
+    if t is None:
+        raise TypeError("t must be one target vector a sample, got None")
     xp = array_module(x, t)
     _check_fits(network, params, x)
+    if t.dtype.kind not in "fiub":
+        raise TypeError(f"t must be of real numbers, got {t.dtype}")
     if str(x.dtype) not in DTYPES:
         raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use x.astype(\"float32\")")
     if t.shape != (len(x), *network.shapes[-1]):
@@ -158,6 +162,10 @@ def check_batch(network, params, x, t):
 
 
 def _check_fits(network, params, x):
+    if not isinstance(network, Network) or not isinstance(params, Params):
+        raise TypeError(f"expected a Network and its Params, got {type(network).__name__} and {type(params).__name__}")
+    if any(a is None for a in (x, *params.W)):
+        raise TypeError("x and every W must be arrays, got None")
     array_module(x, *params.W, *params.b, *params.R)
     if x.shape[1:] != network.input_shape or len(x) == 0:
         raise ValueError(f"x must be (B >= 1, {', '.join(map(str, network.input_shape))}), got {x.shape}")

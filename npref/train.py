@@ -11,6 +11,7 @@ import numpy as np
 from . import noise, rules, runlog
 from .backend import array_module, get_backend, to_host
 from .batches import input_moments, prepare, resolved, targets
+from .datasets import Dataset
 from .decorrelation import mean_squared_correlation, warn_of_overshoot
 from .execution import keep_freed_memory
 from .functions import correct
@@ -56,6 +57,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     once with NoiseFloorWarning where rounding is a large part of δL; its measure is in the log's environment, as `rounding`; and with
     OvershootWarning where α is so large that R is bound to grow.
     """
+    if not isinstance(data, Dataset):
+        raise TypeError(f"expected a Dataset, as npref.datasets.load returns, got {type(data).__name__}")
     config = replace(config, dataset=data.name)
     backend = get_backend(config.backend)
     keep_freed_memory()

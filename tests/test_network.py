@@ -115,6 +115,20 @@ def test_bad_networks_say_so_when_built(make, error, words):
         make()
 
 
+def test_what_is_no_network_and_no_batch_is_refused():
+    network = Network((3,), (Dense(2, activation="identity"),))
+    params, x, t = init_params(network, dtype="float64"), np.ones((4, 3)), np.ones((4, 2))
+    for arguments, words in (((network, tuple(params.W), x, t), "expected a Network and its Params, got Network and tuple"),
+                             ((params, network, x, t), "got Params and Network"),
+                             ((network, params, None, t), "x and every W must be arrays, got None"),
+                             ((network, Params((None,), (None,), (None,)), x, t), "every W must be arrays, got None"),
+                             ((network, params, x, None), "one target vector a sample, got None"),
+                             ((network, params, x, t + 0j), "t must be of real numbers, got complex128"),
+                             ((network, params, x, t.astype(object)), "t must be of real numbers, got object")):
+        with pytest.raises(TypeError, match=words):
+            check_batch(*arguments)
+
+
 def test_parameters_that_do_not_fit_are_named():
     from npref import Params, bp_update
 

@@ -212,6 +212,11 @@ def test_rounding_is_that_of_the_start_wherever_a_run_goes_on(tmp_path, monkeypa
         assert 0 < float(read(tmp_path / name)["environment"]["rounding"]) < 0.01
 
 
+def test_data_that_are_none(tmp_path):
+    with pytest.raises(TypeError, match="expected a Dataset, as npref.datasets.load returns, got NoneType"):
+        train(Config(**SMALL), None, tmp_path)
+
+
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run file"):
         train(Config(**SMALL), small_data(), tmp_path / "none", resume=True)
