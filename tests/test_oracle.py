@@ -5,7 +5,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from golden import BUILT_IN, NAMES, first_sample, given, golden, judged, updates_only
+from golden import BUILT_IN, NAMES, SMALL, first_sample, given, golden, judged, updates_only
 
 from npref import oracle, rules
 from npref.functions import derivative
@@ -242,3 +242,14 @@ def test_an_adapter_is_given_a_copy_in_the_dtype_that_is_asked_for(dtype):
 
     oracle.compare(case, CONVENTIONS["paper"], golden("danp/sgd")[1], adapter)
     assert case.x.any()
+
+
+def test_what_is_asked_for_is_there(tmp_path):
+    with pytest.raises(ValueError, match="no case built in is asked for"):
+        write(tmp_path / "a.h5", [])
+    assert not (tmp_path / "a.h5").exists()
+    for dtypes in ("float32", ["float32"]):
+        assert [r.dtype for r in checking.check(SMALL, oracle.self, cases="hand/bp", dtypes=dtypes)] == ["float32"]
+    for dtypes in ([], ["float32", "float16"], "f4"):
+        with pytest.raises(oracle.CannotRun, match="dtypes must be among float64 and float32, got"):
+            next(checking.check(SMALL, oracle.self, dtypes=dtypes))

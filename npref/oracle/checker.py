@@ -64,6 +64,9 @@ def check(path, adapter, convention="paper", cases="*", dtypes=DTYPES):
     """
     if convention not in CONVENTIONS:
         raise CannotRun(f"unknown convention {convention!r}: expected one of {', '.join(CONVENTIONS)}")
+    dtypes = (dtypes,) if isinstance(dtypes, str) else tuple(dtypes)
+    if not dtypes or not set(dtypes) <= set(DTYPES):
+        raise CannotRun(f"dtypes must be among {' and '.join(DTYPES)}, got {dtypes}")
     c, reasoned = CONVENTIONS[convention], 0
     for case, outputs in read(path, cases):
         reason = _outside(case, c)

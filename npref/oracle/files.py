@@ -159,8 +159,10 @@ def _opened(path):
 
 
 def _selected(names, globs, where):
-    """The names that match a glob, in their own order. Raises ValueError for a glob that matches none."""
-    globs = [globs] if isinstance(globs, str) else globs
+    """The names that match a glob, in their own order. Raises ValueError for a glob that matches none, and for no glob."""
+    globs = [globs] if isinstance(globs, str) else list(globs)
+    if not globs:
+        raise ValueError(f"no case {where} is asked for: expected a name or pattern, '*' for all")
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             raise ValueError(f"no case {where} matches {glob!r}: python -m npref.oracle list shows the names")
@@ -247,4 +249,6 @@ def case_names(path):
 
 def one_case(path, name):
     """The case of that very name, and its quantities. Raises ValueError where there is none."""
+    if name not in case_names(path):
+        raise ValueError(f"no case in {path} is named {name!r}: python -m npref.oracle list shows the names")
     return next(read(path, escape(name)))
