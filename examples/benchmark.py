@@ -245,7 +245,10 @@ def opponent(name, config, network, backend, x, t, counter):
     """Another implementation's training step, once its update is npref's."""
     if name == "plain":
         sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-        from plain import plain_step
+        try:
+            from plain import plain_step
+        except ModuleNotFoundError as error:
+            raise ValueError(f"--against plain needs tests/plain.py of a checkout of npref ({error})") from error
         state = initial_state(config, network, backend.xp)
         return lambda: plain_step(config, network, state, x, t, next(counter))
     import torch_steps

@@ -308,7 +308,7 @@ def plotter(wanted, module="plots"):
         return None
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # a broken matplotlib raises anything
         if wanted:
             raise ValueError(f"drawing needs matplotlib ({error}): pip install -e \".[examples]\"") from error
         return None

@@ -231,13 +231,14 @@ def draw(args, stop):
     try:
         import alignment_plots
         import plots
-    except ImportError as error:
+    except Exception as error:  # a broken matplotlib raises anything
         raise ValueError(f"plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
     logs, out = shown_logs(args), args.out or args.runs
     places = args.runs if args.own else f"{args.runs} or {args.results}"
     if not logs and not args.names:
         raise ValueError(f"nothing to draw: expected runs in {places}")
     out.mkdir(parents=True, exist_ok=True)
+    any_drawn = False
     for name in args.names or RECIPES:
         if name in NOT_RUN:
             print(f"{name}: nothing to draw, {NOT_RUN[name]}")
@@ -251,9 +252,12 @@ def draw(args, stop):
             prepared = searches(recipe.cells, logs) if recipe.searches_only else curves(recipe.cells, logs)
             drawn = prepared and function(prepared, out / f"{name}.png")
         if drawn:
+            any_drawn = True
             print(f"{name}: {drawn}")
         elif args.names:
             raise ValueError(f"{name} has not been run: expected runs of it in {places}; python examples/reproduce.py run {name}")
+    if not args.names and not any_drawn:
+        raise ValueError(f"nothing to draw: no recipe's runs are in {places}")
     return 0
 
 

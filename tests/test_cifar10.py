@@ -208,10 +208,16 @@ def test_a_finished_run_is_drawn(run):
         assert run("--resume", "r", *words, tiny=False)[0] == 2
 
 
-def test_plot_without_matplotlib(run, monkeypatch):
+@pytest.mark.parametrize("broken", [False, True])
+def test_plot_without_matplotlib(run, monkeypatch, tmp_path, broken):
     for name in [m for m in sys.modules if m == "plots" or m.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    if broken:
+        (tmp_path / "path").mkdir()
+        (tmp_path / "path" / "matplotlib.py").write_text("raise AttributeError('of another version')")
+        monkeypatch.syspath_prepend(tmp_path / "path")
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run("--plot", "--out", "r")
     assert code == 2 and "drawing needs matplotlib" in err and err.count("\n") == 1 and not os.path.exists("r")
     arguments = [a for a in TINY if a != "--no-plot"]

@@ -1,6 +1,7 @@
 """The paper's experiments by name: what is run, gone on with, tabulated and drawn."""
 
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 
@@ -144,6 +145,12 @@ def test_own_runs_alone(run, tmp_path):
     assert "(v2, Figure 3): 0 of 12 cells run\n" in run("list", "--own")[1]
     code, _, err = run("plot", "v2-figure3", "--own")
     assert code == 2 and "v2-figure3 has not been run: expected runs of it in runs/reproduce; python" in err
+    run_folder = tmp_path / "runs/reproduce/else"
+    run_folder.mkdir(parents=True)
+    write_log(run_folder / "log.h5", config | {"sigma2": 1e-3, "method": "np"}, {}, rows, "finished")
+    code, _, err = run("plot", "--own")
+    assert code == 2 and "nothing to draw: no recipe's runs are in runs/reproduce" in err
+    shutil.rmtree(run_folder)
     for change in ({"epochs": 49}, {"dataset": "synthetic"}, {"limit_train": 40}):
         short = {**log, "config": config | change, "rows": rows[: change.get("epochs", 50)]}
         results.write_text(tmp_path / "results/logs/cifar10-fc1-bp-s2.tsv", short)
