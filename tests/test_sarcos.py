@@ -79,7 +79,7 @@ def test_split_of_the_test_file(rows, tmp_path):
     assert "the official test file alone" in data.source and "not the official split" in data.source
     assert "1 of 890 test rows stand verbatim among the 3559 training rows" in data.source
     assert data.completeness == "3559 of 44484 + 890 of 4449"
-    with pytest.raises(FileNotFoundError, match="expected the file sarcos_inv.mat .* or use --dataset sarcos-split-test"):
+    with pytest.raises(FileNotFoundError, match="expected the file sarcos_inv.mat .* or use sarcos-split-test, which needs"):
         datasets.load("sarcos", tmp_path)
 
 

@@ -63,7 +63,7 @@ def load(name="auto", data_dir=None, limit_train=None, limit_test=None):
         return synthetic(**limits, why=f" (no {CIFAR10.folder} in {looked}; to get CIFAR-10: {command})")
     missing = next(archive for archive, place in places if place is None)
     title, standin = TITLES[name]
-    also = ", or use --dataset sarcos-split-test, which needs no training file" if missing is SARCOS_TRAIN and places[1][1] else ""
+    also = ", or use sarcos-split-test, which needs no training file" if missing is SARCOS_TRAIN and places[1][1] else ""
     raise FileNotFoundError(f"no {title}: expected the {'folder' if missing.folder else 'file'} {missing.place} in {looked}; "
                             f"get it with {command}, or use --dataset {standin}{also}")
 

@@ -17,7 +17,8 @@ def parse(arguments, fetchable, names):
     command.add_argument("--data-dir", type=folder, help="where to put it (default: $NPREF_DATA, else data/)")
     command.add_argument("--url", help="a mirror of the same file; for sarcos of the folder with its files")
     command.add_argument("--timeout", type=float, default=30.0, help="seconds without an answer before giving up (default: 30)")
-    command = commands.add_parser("show", help="load and verify a data set, and say what it is")
+    command = commands.add_parser("show", help="load and verify a data set, and say what it is; tiny-imagenet is decoded into a file "
+                                  "beside it once")
     command.add_argument("name", choices=names)
     command.add_argument("--data-dir", type=folder, help="where it is (default: $NPREF_DATA, then data/)")
     kind = command.add_mutually_exclusive_group()
