@@ -61,7 +61,7 @@ def array_module(*arrays) -> ModuleType:
 
 @lru_cache
 def _module_of(types):
-    for t in types:
+    for t in types - {np.ndarray}:
         if issubclass(t, (np.ma.MaskedArray, np.matrix)):
             raise TypeError(f"expected a plain array, got numpy.{t.__name__}: use its filled(value), or numpy.asarray")
     kinds = {t.__module__.partition(".")[0]: t for t in types}
