@@ -105,7 +105,7 @@ def training_jobs(name, data, args, failed, results):
                     if not (job.done() or job.recorded(results)):
                         continue
                     rate = {"lr": best((read_log(folder / job.log) if job.done() else results[folder.name])["rows"])}
-                except ValueError as error:
+                except (ValueError, OSError) as error:
                     if not any(line.startswith(f"{folder.name}: ") for line in failed):
                         failed.append(f"{folder.name}: {error}")
                     continue
@@ -151,7 +151,7 @@ def work(jobs, args, stop, recorded):
         try:
             waiting += [] if job.done() else [job]
             whole.append(job)
-        except ValueError as error:  # a damaged log
+        except (ValueError, OSError) as error:  # a damaged log, or one that cannot be read
             failed.append(f"{job.folder.name}: {error}")
     jobs, total, display, told = whole, len(waiting), Display(whole, recorded), False
     if len(jobs) > total:
@@ -171,15 +171,21 @@ def work(jobs, args, stop, recorded):
                 except (ValueError, OSError) as error:
                     said = f"failed, {error}"
                     failed.append(f"{job.folder.name}: {error}")
+                    jobs.remove(job)
                 if said:
                     print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: {said}", flush=True)
-            if waiting and not running and not told:
+            if waiting and not running and not told and not any(map(free, waiting)):
                 print(f"waiting for {len(waiting)} runs that another process is working on", flush=True)
                 told = True
             time.sleep(0.2)
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 code = running.pop(job).returncode
-                status, rows = job.rows()
+                try:
+                    status, rows = job.rows()
+                except (ValueError, OSError) as error:
+                    failed.append(f"{job.folder.name}: {error}")
+                    jobs.remove(job)
+                    continue
                 if code == 2 and ("another process is writing" in (said := last_line(job))
                                   or "holds a run already" in said and going_on(job)):  # another was a moment faster
                     waiting.append(job)

@@ -154,8 +154,27 @@ def test_a_folder_that_cannot_be_used_stops_nothing_else(run, monkeypatch, tmp_p
     (folder / "synthetic-fc1-bp-limit-train-40-s0").write_text("mine")
     code, out, err = run("run", "mine", *SMALL, "--epochs", "1")
     assert code == 1 and "[1/3] synthetic-fc1-bp-limit-train-40-s0: failed, " in out and "[3/3] synthetic-fc1-dnp" in out, (out, err)
+    assert "waiting for" not in out
     assert [line.split(": ")[1] for line in err.splitlines()] == [f"synthetic-fc1-{m}-limit-train-40-s0" for m in ("bp", "np")]
     assert (folder / "synthetic-fc1-bp-limit-train-40-s0").read_text() == "mine"
+
+
+def test_a_log_that_is_damaged_meanwhile_stops_nothing_else(run, monkeypatch, tmp_path):
+    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"), Cell("dnp", "fc1"))
+    start = jobs.start
+
+    def spoiling(job, args):
+        if "-bp-" in job.folder.name:
+            for method in "bp", "np":
+                folder = job.folder.with_name(job.folder.name.replace("-bp-", f"-{method}-"))
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "log.h5").write_text("mine")
+        return start(job, args)
+
+    monkeypatch.setattr(jobs, "start", spoiling)
+    code, out, err = run("run", "mine", *SMALL, "--epochs", "1")
+    assert code == 1 and "[3/3] synthetic-fc1-dnp" in out, (out, err)
+    assert err.count("failed: ") == 2 and "synthetic-fc1-bp-" in err and "synthetic-fc1-np-" in err
 
 
 def test_a_stop_loses_less_than_an_epoch(tmp_path):
