@@ -197,7 +197,7 @@ def keep_freed_memory() -> None:
 
 @lru_cache
 def _threads(count):
-    """A pool whose threads have all been started; None where so many are not to be had, now or later.
+    """A pool whose threads have all been started, of half as many where so many are not to be had; None where none is, now or later.
 
     `submit` queues before it starts a thread: what it failed to start one for would run all the same, as soon as another is free.
     """
@@ -210,7 +210,7 @@ def _threads(count):
         started.abort()  # or those that have been started would wait without end
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(error, RuntimeError):
-            return None
+            return _threads(count // 2) if count > 1 else None
         raise
     return pool
 

@@ -121,6 +121,25 @@ def test_without_more_threads_the_caller_does_it_all_once(to_be_had, monkeypatch
         execution._threads.cache_clear()
 
 
+def test_half_as_many_threads_do_where_all_are_not_to_be_had(monkeypatch):
+    class Limited(execution.ThreadPoolExecutor):
+        def submit(self, *arguments):
+            if self._max_workers > 4:
+                raise RuntimeError("can't start new thread")
+            return super().submit(*arguments)
+
+    monkeypatch.setattr(execution, "ThreadPoolExecutor", Limited)
+    monkeypatch.setattr(execution, "CACHE_BLOCK", 1)
+    monkeypatch.setattr(execution, "cores", lambda: 10)
+    execution._threads.cache_clear()
+    done, seen = [], set()
+    try:
+        execution.in_blocks(np, lambda blocks: (done.extend(blocks), seen.add(threading.get_ident()), time.sleep(0.01)), 12)
+    finally:
+        execution._threads.cache_clear()
+    assert sorted(b.start for b in done) == list(range(12)) and 2 <= len(seen) <= 5
+
+
 def test_an_interrupt_while_threads_are_started_leaves_none_waiting(monkeypatch):
     started, start = [], threading.Thread.start
 
