@@ -252,12 +252,14 @@ def test_images_that_cannot_be():
         (dict(x_test=images[:, :1]), r"one shape and dtype, got \(3, 4, 4\) of uint8 for training and \(1, 4, 4\) of uint8 for test"),
         (dict.fromkeys(("x_train", "x_test"), images.astype("u2")), "expected uint8 pixels or floating-point numbers, got uint16"),
         (dict.fromkeys(("x_train", "x_test"), images.astype(complex)), "floating-point numbers, got complex128"),
-        (dict(x_train=np.where(np.arange(96).reshape(images.shape) == 50, np.nan, images)), "finite images, got nan in row 1, column 0, 0"),
+        (dict(x_train=np.where(np.arange(96).reshape(images.shape) == 50, np.nan, images)), r"finite images, got nan at \(1, 0, 0, 2\)"),
     ):
         with pytest.raises(ValueError, match="made here: .*" + words):
             replace(data, **changes)
     with pytest.raises(TypeError, match="made here: y_test must be a NumPy array, got list"):
         replace(data, y_test=[0, 1])
+    with pytest.raises(TypeError, match="plain array, got numpy.MaskedArray"):
+        replace(data, x_train=np.ma.masked_array(images, images == 0))
 
 
 def test_regression():
@@ -275,8 +277,8 @@ def test_regression():
         (dict(x_train=x.astype(int)), r"got \(4, 2\) of int64"),
         (dict(x_train=x[:, :, None]), r"got \(4, 2, 1\)"),
         (dict(x_train=x[:0], y_train=t[:0]), r"got \(0, 2\)"),
-        (dict(y_train=nan), "expected finite targets, got nan in row 2, column 1"),
-        (dict(x_test=np.full((2, 2), np.inf)), "expected finite features, got inf in row 0, column 0"),
+        (dict(y_train=nan), r"expected finite targets, got nan at \(2, 1\), counted from 0"),
+        (dict(x_test=np.full((2, 2), np.inf)), r"expected finite features, got inf at \(0, 0\)"),
         (dict(inputs="none"), "inputs must be one of unit, standard, raw, got 'none'"),
     ):
         with pytest.raises(ValueError, match="arm: .*" + words):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..backend import array_module
+
 INPUTS = ("unit", "standard", "raw")
 
 
@@ -34,6 +36,7 @@ class Dataset:
         for what in ("x_train", "y_train", "x_test", "y_test"):
             if not isinstance(getattr(self, what), np.ndarray):
                 raise TypeError(f"{self.name}: {what} must be a NumPy array, got {type(getattr(self, what)).__name__}")
+        array_module(self.x_train, self.y_train, self.x_test, self.y_test)  # which refuses masked ones
         for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
             if self.regression:
                 if len(x) == 0 or y.shape != (len(x), self.classes) or x.ndim != 2 or x.dtype.kind != "f" or y.dtype.kind != "f":
@@ -44,9 +47,8 @@ class Dataset:
                                  f"got {y.shape} of {y.dtype}" + (f" from {y.min()} to {y.max()}" if y.size else ""))
             for what, a in (("features" if self.regression else "images", x), ("targets", y)):
                 if a.dtype.kind == "f" and not np.isfinite(a).all():
-                    row, *place = map(int, np.argwhere(~np.isfinite(a))[0])
-                    raise ValueError(f"{self.name}: expected finite {what}, got {a[(row, *place)]} in row {row}, "
-                                     f"column {', '.join(map(str, place))}")
+                    place = tuple(map(int, np.argwhere(~np.isfinite(a))[0]))
+                    raise ValueError(f"{self.name}: expected finite {what}, got {a[place]} at {place}, counted from 0")
         train, test = ((x.shape[1:], x.dtype) for x in (self.x_train, self.x_test))
         if train != test:
             raise ValueError(f"{self.name}: expected samples of one shape and dtype, got {train[0]} of {train[1]} for training and "
