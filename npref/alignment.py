@@ -24,7 +24,7 @@ def angle(update, reference):
     xp = array_module(update, reference)
     u, v = _unit(xp, update), _unit(xp, reference)
     minus, plus = xp.sqrt(xp.sum((u - v) ** 2)), xp.sqrt(xp.sum((u + v) ** 2))
-    return xp.where(plus + minus == 0, 90.0, xp.arctan2(minus, plus) * (360 / pi))
+    return xp.where(plus + minus == 0, 90.0, xp.arctan2(minus, plus) * (360 / pi))[()]  # a scalar, on NumPy
 
 
 def angles(dW, reference):

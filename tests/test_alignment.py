@@ -32,6 +32,7 @@ def test_small_angles_are_not_lost_in_a_cosine():
 def test_a_zero_update_is_at_right_angles():
     assert angle(np.zeros(3), np.ones(3)) == pytest.approx(90, abs=1e-13)
     assert angle(np.zeros(3), np.zeros(3)) == 90 and np.isnan(angle(np.array([np.nan, 0]), np.ones(2)))
+    assert isinstance(angle(np.zeros(3), np.ones(3)), float)
 
 
 def test_float32_gives_float64_and_shapes_must_agree():
