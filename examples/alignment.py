@@ -26,7 +26,7 @@ from npref.batches import input_moments, prepare, targets
 from npref.command_line import Parser
 from npref.config import Config
 from npref.datasets import Dataset
-from npref.runlog import changes, check_same_run, environment, lock, read_checkpoint, read_log, unlock, write_log
+from npref.runlog import changes, check_same_run, environment, going_on, lock, read_checkpoint, read_log, unlock, write_log
 from npref.step import compute_update
 from npref.train import Diverged, Interrupted, params_from
 
@@ -112,8 +112,12 @@ def measure_in(out, held, args, given, stop):
     record = {**environment(backend), "data": data.fingerprint(), "samples": data.completeness}
     groups = same_measurement(saved, config, record, out) if saved else {}
     say(f"data: {data.source}; {len(data.x_train)} training samples")
-    if saved and changes(saved["environment"], record):
-        note(f"{changes(saved['environment'], record)}: angles may differ in their last digits from those kept", args.quiet)
+    if saved and saved["status"] == "finished":
+        record = saved["environment"]  # nothing is left to do
+    elif saved:
+        if changed := changes(saved["environment"], record):
+            note(f"{changed}: angles may differ in their last digits from those kept", args.quiet)
+        record = going_on(saved["environment"], record)
     if 0 in config["epochs"] and any(split_method(method)[1] for method in config["methods"]):
         say("note: at epoch 0 R is I, so that a decorrelated method gives its plain form's angles")
     if held is not None:

@@ -186,7 +186,8 @@ def run(args, given, stop):
     bar, new = Bar(args.quiet), out is None
     if new:
         out = new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
-    if plot is not None and args.resume is None and (out / "curves.png").exists():
+    ours = any((out / name).exists() for name in ("log.h5", "checkpoint.h5"))
+    if plot is not None and not ours and (out / "curves.png").exists():
         raise FileExistsError(f"{out / 'curves.png'} is there already: choose another folder, or --no-plot")
     try:
         epochs = begin(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)

@@ -31,7 +31,7 @@ from cifar10 import (
 from npref import get_backend
 from npref.command_line import Parser
 from npref.config import Config
-from npref.runlog import changes, environment, lock, read_log, unlock, write_log
+from npref.runlog import changes, environment, going_on, lock, read_log, unlock, write_log
 from npref.train import Diverged, Interrupted, train
 
 ROW = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
@@ -130,8 +130,12 @@ def run(args, stop):
     held = lock(out)
     try:
         rows, before = begun(path, about, env["data"])
-        if before and (changed := changes(before, env)):
-            note(f"{changed}: the rates that follow may differ in their last digits from an uninterrupted search's", args.quiet)
+        if before and ended(rows, args.patience, args.most):
+            env = before  # nothing is left to do
+        elif before:
+            if changed := changes(before, env):
+                note(f"{changed}: the rates that follow may differ in their last digits from an uninterrupted search's", args.quiet)
+            env = going_on(before, env)
         say(f"search: {config.method} on {config.arch}, {config.optimizer}, {config.epochs} epochs a rate, "
             f"seed {' '.join(map(str, args.seeds))}")
         for row in rows:

@@ -184,7 +184,7 @@ def check_effect(args):
 
 def data_set(name, args):
     """{the data set that a cell names: the one that is used}, said where it is a stand-in."""
-    wanted = sorted({cell.dataset for cell in cells_of(name, args)} or {"cifar10"})
+    wanted = sorted({cell.dataset for cell in cells_of(name, args)} | ({"cifar10"} if RECIPES[name].alignment else set()))
     chosen = {}
     for real in wanted:
         options = STAND_INS[real]

@@ -126,6 +126,12 @@ def changes(before, now):
     return "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in names if before.get(name) != now[name])
 
 
+def going_on(before, now):
+    """`now`, the environment in which a run goes on that was begun in `before`; `went_on` says what has changed on the way, if anything."""
+    said = [text for text in (before.get("went_on"), changes(before, now)) if text]
+    return {**now, **({"went_on": "; ".join(said)} if said else {})}
+
+
 def lock(folder):
     """Take the folder for this process, until `unlock` or its end. Raises OSError if another run is writing there, or nobody can."""
     path = Path(folder) / ".lock"

@@ -99,14 +99,14 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
                 status = "finished" if state.epoch == config.epochs else "running"
                 runlog.write_log(out / "log.h5", asdict(config), before, state.rows, status)
             raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
-        if went_on := [text for text in (before.get("went_on"), before and runlog.changes(before, environment)) if text]:
-            environment["went_on"] = "; ".join(went_on)
+        if resume:
+            environment |= runlog.going_on(before, environment)
         rule, decorrelate = rules.split_method(config.method)
         x, y = (backend.xp.asarray(a[:MEASURED]) for a in (data.x_train, data.y_train))
         x, t = prepare(x, config.dtype, moments), targets(y, data.classes, config.dtype)
         if rule != "bp":
-            error = rounding_error(config, network, state.params, x, t)
-            environment["rounding"] = before.get("rounding", f"{error:.2g}")  # as the run started
+            error = float(before["rounding"]) if "rounding" in before else rounding_error(config, network, state.params, x, t)
+            environment["rounding"] = f"{error:.2g}"  # as the run started
             warn_of_rounding(config, error)
         if decorrelate and not resume:  # R is I
             with np.errstate(over="ignore", invalid="ignore"):

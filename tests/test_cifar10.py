@@ -306,6 +306,7 @@ def test_a_picture_of_someones_is_not_overwritten(run, tmp_path):
     code, _, err = run("--out", "r", "--plot")
     assert code == 2 and "r/curves.png is there already: choose another folder, or --no-plot" in err and err.count("\n") == 1
     assert os.listdir("r") == ["curves.png"] and run("--out", "r")[0] == 0 and (tmp_path / "r" / "curves.png").read_text() == "mine"
+    assert "holds a run already (log.h5, checkpoint.h5): resume it" in run("--out", "r", "--plot")[2]
 
 
 def test_a_run_whose_checkpoint_is_gone(run, tmp_path):

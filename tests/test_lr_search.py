@@ -103,6 +103,11 @@ def test_a_search_that_goes_on_elsewhere_says_so(tmp_path, capsys, monkeypatch):
     assert lr_search.main([*arguments, "--most", "2", "--quiet"]) == 0
     err = capsys.readouterr().err
     assert err.startswith("note: threads was ") and ", now 77: the rates that follow may differ" in err and err.count("\n") == 1
+    log = read_log(tmp_path / "search.h5")
+    assert log["environment"]["threads"] == "77" and log["environment"]["went_on"].startswith("threads was ")
+    monkeypatch.setattr(lr_search, "environment", lambda backend: {**environment(backend), "threads": "78"})
+    assert lr_search.main([*arguments, "--most", "2"]) == 0  # nothing is left to do
+    assert "note" not in capsys.readouterr().out and read_log(tmp_path / "search.h5")["environment"] == log["environment"]
 
 
 def test_a_search_that_is_refused_leaves_no_folder(tmp_path, capsys, monkeypatch):

@@ -293,6 +293,7 @@ def test_the_data_that_are_used(run, tmp_path):
 
     assert used()[0] == {"synthetic-sarcos"}
     assert "cifar100" not in run("run", "v1-table3", "--archs", "fc1", "--dry-run")[1]  # of which it has no cell
+    assert "v2-figure8: synthetic" not in run("run", "v2-figure8", "v2-table3", "--archs", "fc1", "--methods", "np", "--dry-run")[1]
     assert "v2-figure8: synthetic-sarcos in place of sarcos, which was not found; to get it: python -m npref.datasets fetch" in used()[1]
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "sarcos_inv_test.mat").write_bytes(b"")
