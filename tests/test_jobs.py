@@ -181,6 +181,7 @@ def test_a_stop_loses_less_than_an_epoch(tmp_path):
     """Ctrl-C in the middle of a run; the same command goes on and ends as an uninterrupted one does."""
     env = {**os.environ, "NPREF_DATA": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"}
     words = "run v2-figure3 --synthetic --archs fc1 --methods dnp --seeds 0 --limit-train 200 --epochs".split()
+    (tmp_path / "results").mkdir()
 
     def start(runs, epochs):
         places = ["--runs", tmp_path / runs, "--results", tmp_path / "results"]

@@ -183,7 +183,9 @@ def test_angles_are_shown_once_measured(run, tmp_path):
     assert run("plot", "v1-figure1")[0] == 0
     for rows in ([], log["rows"][:1]):
         write_log(out / "alignment.h5", log["config"], log["environment"], rows, "running")
-        assert "not run" in run("table", "v1-figure1")[1] and run("plot")[0] == 0
+        assert "not run" in run("table", "v1-figure1")[1]
+        code, _, err = run("plot")
+        assert code == 2 and "nothing to draw: no recipe's runs are in" in err
         code, _, err = run("plot", "v1-figure1")
         assert code == 2 and "v1-figure1 has not been run" in err
 
