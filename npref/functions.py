@@ -70,8 +70,7 @@ def loss(name, y, t):
     xp, axis = _check_targets(y, t), y.ndim - 1
     match name:
         case "cce":
-            top, exponentials = _of_softmax(xp, y)
-            return fused(xp, _cce)(fused(xp, _sum, t.ndim - 1)(t), top, exponentials, fused(xp, _sum_of_products, axis)(t, y))
+            return fused(xp, _cce, axis)(t, y, *_of_softmax(xp, y))
         case "mse":
             return fused(xp, _sum_of_squares, axis)(t, y)
         case "mse-mean":
@@ -86,12 +85,11 @@ def loss_gradient(name, y, t):
         raise TypeError(f"outputs must be floating-point, as their gradient is, got {y.dtype}")
     match name:
         case "cce":
-            total, (top, exponentials) = fused(xp, _sum, t.ndim - 1)(t), _of_softmax(xp, y)
-            return fused(xp, _cce_gradient)(y, t, *(a[..., None] for a in (total, top, exponentials)))
+            return fused(xp, _cce_gradient)(t, y, *_of_softmax(xp, y), fused(xp, _sum, t.ndim - 1)(t)[..., None])
         case "mse":
-            return fused(xp, _mse_gradient)(y, t, 2.0)
+            return fused(xp, _mse_gradient)(t, y, 2.0)
         case "mse-mean":
-            return fused(xp, _mse_gradient)(y, t, 2 / y.shape[-1])
+            return fused(xp, _mse_gradient)(t, y, 2 / y.shape[-1])
     raise ValueError(_unknown("loss", name, LOSSES))
 
 
@@ -118,24 +116,24 @@ def _check_targets(y, t):
 
 
 def _of_softmax(xp, y):
-    """m, the largest output of each sample, and Σ_i exp(y_i - m): the logarithm of Σ_i exp(y_i) is m plus that of the latter."""
-    top = y.real.max(axis=-1)
-    return top, fused(xp, _sum_of_exponentials, y.ndim - 1)(y, top[..., None])
+    """m, the largest output of each sample, and z = Σ_i exp(y_i - m), both (..., 1): log softmax(y)_i is y_i - m - log z."""
+    m = y.real.max(axis=-1)[..., None]
+    return m, fused(xp, _sum_of_exponentials, y.ndim - 1)(y, m)[..., None]
 
 
 # What follows is fused, see execution.py.
 
 
-def _cce(total, top, exponentials, t_y):
-    return total * (top + array_module(top).log(exponentials)) - t_y
-
-
-def _cce_gradient(y, t, total, top, exponentials):
+def _cce(axis, t, y, m, z):
     xp = array_module(y)
-    return (total * xp.exp(_wide(y) - (top + xp.log(exponentials))) - t).astype(y.dtype)
+    return xp.sum(t * (m - _wide(y) + xp.log(z)), axis=axis)  # -Σ_i t_i log softmax(y)_i
 
 
-def _mse_gradient(y, t, factor):
+def _cce_gradient(t, y, m, z, total):
+    return (total * (array_module(y).exp(_wide(y) - m) / z) - t).astype(y.dtype)  # (Σ_i t_i) softmax(y) - t
+
+
+def _mse_gradient(t, y, factor):
     return ((_wide(y) - t) * factor).astype(y.dtype)
 
 
@@ -143,17 +141,13 @@ def _sum(axis, a):
     return array_module(a).sum(_wide(a), axis=axis)
 
 
-def _sum_of_products(axis, a, b):
-    return array_module(a).sum(_wide(a) * b, axis=axis)
-
-
 def _sum_of_squares(axis, a, b):
     return array_module(a).sum((_wide(a) - b) ** 2, axis=axis)
 
 
-def _sum_of_exponentials(axis, y, top):
+def _sum_of_exponentials(axis, y, m):
     xp = array_module(y)
-    return xp.sum(xp.exp(_wide(y) - top), axis=axis)
+    return xp.sum(xp.exp(_wide(y) - m), axis=axis)
 
 
 def _wide(y):
