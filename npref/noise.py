@@ -15,8 +15,7 @@ from math import pi, prod
 
 import numpy as np
 
-from .backend import array_module
-from .execution import fused, in_blocks
+from .execution import in_blocks
 
 NOISE, BASELINE, WEIGHTS, SHUFFLE, IMAGES = range(5)  # streams: the second word of the key
 KINDS = ("gaussian", "rademacher")
@@ -31,41 +30,34 @@ def words(xp, seed, stream, counter, blocks, samples=1):
         whole = sum(int(c) << 64 * i for i, c in enumerate(counter))  # NumPy counts up before it makes a block, hence the - 1
         return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256).random_raw(4 * blocks)
     out = xp.empty(4 * blocks * samples, dtype=xp.uint64)
-    arguments = [np.uint64(w) for w in (blocks, samples, seed, stream, *counter)]
-    _philox_kernel(xp)(((blocks * samples + 255) // 256,), (256,), (out, *arguments))
+    _launch(_kernel(xp, "philox_words", "d"), out, blocks, samples, (seed, stream, *counter))
     return out
 
 
-def normals(xp, w, dtype, sigma=1.0, out=None):
-    """Normals N(0, σ²) by Box-Muller: (rows, n) words -> (rows, 2n), the n cosine halves before the n sine halves; in `out` if given.
+def normals(w, dtype, sigma=1.0, out=None):
+    """Normals N(0, σ²) by Box-Muller, in `out` if given: (rows, n) words -> (rows, 2n), the n cosine halves before the n sine halves.
 
     Each word gives two 32-bit uniforms u = (integer + 1/2) / 2^32: the low half sets the radius sqrt(-2 log u), the high half
-    the angle 2 pi u. The words, and so the numbers up to rounding, are the same for float32 and float64.
+    the angle 2 pi u. The words, and so the numbers up to rounding, are the same for float32 and float64. This is for a CPU; a GPU has a
+    kernel that makes the words, too.
     """
-    n, unsigned, signed = w.shape[-1], w.view(xp.uint32), w.view(xp.int32)  # little-endian: the low half of a word comes first
-    z = xp.empty((*w.shape[:-1], 2 * n), dtype=dtype) if out is None else out
-    # Read as a signed integer, the high half gives the same angle less whole turns: in [-pi, pi), where float32 is finest.
-    fused(xp, _box_muller)(unsigned[..., 0::2], signed[..., 1::2], z[..., :n], z[..., n:], sigma)
-    return z
-
-
-def _box_muller(low, high, cosines, sines, sigma):
-    """cosines, sines ← σ √(-2 log u) (cos, sin)(2π u'), with u and u' = (integer + 1/2) / 2³²."""
-    xp, dtype = array_module(low), cosines.dtype
-    radius = low.astype(dtype)
+    n, unsigned, signed = w.shape[-1], w.view(np.uint32), w.view(np.int32)  # little-endian: the low half of a word comes first
+    z = np.empty((*w.shape[:-1], 2 * n), dtype=dtype) if out is None else out
+    radius = unsigned[..., 0::2].astype(dtype)
     radius *= 2.0**-32
     radius += 2.0**-33
-    xp.log(radius, out=radius)
+    np.log(radius, out=radius)
     radius *= -2
-    xp.sqrt(radius, out=radius)
-    angle = high.astype(dtype)
+    np.sqrt(radius, out=radius)
+    # Read as a signed integer, the high half gives the same angle less whole turns: in [-pi, pi), where float32 is finest.
+    angle = signed[..., 1::2].astype(dtype)
     angle *= 2 * pi * 2.0**-32
     angle += 2 * pi * 2.0**-33
-    xp.cos(angle, out=cosines)
-    xp.sin(angle, out=sines)
-    for z in cosines, sines:
-        z *= radius
-        z *= sigma
+    for function, half in (np.cos, z[..., :n]), (np.sin, z[..., n:]):
+        function(angle, out=half)
+        half *= radius
+        half *= sigma
+    return z
 
 
 def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, stream=NOISE):
@@ -91,10 +83,13 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
         for part in parts:
             target = out[k : k + together, part].reshape(-1, units)  # a view
             counter = ((rows.start + part.start) * blocks, samples[k], layer, step)
+            if kind == "gaussian" and xp is not np:
+                _normals_on_gpu(xp, target, sigma, blocks, together, seed, stream, counter)
+                continue
             w = words(xp, seed, stream, counter, (part.stop - part.start) * blocks, together).reshape(len(target), -1)
             whole = kind == "gaussian" and units == 2 * w.shape[1]  # the last block of a row may make more than its units
             if kind == "gaussian":
-                numbers = normals(xp, w, dtype, float(sigma), out=target if whole else None)
+                numbers = normals(w, dtype, float(sigma), out=target if whole else None)
             else:
                 numbers = xp.take(signs, w.view(xp.uint8), axis=0).reshape(len(w), -1)
             if not whole:
@@ -125,37 +120,72 @@ def permutation(seed, epoch, n):
     return np.argsort(words(np, seed, SHUFFLE, (0, 0, 0, epoch), -(-n // 4))[:n], kind="stable")
 
 
-# One thread makes one block. __umul64hi is the high half of a 64 x 64 bit product, one intrinsic on a GPU.
-PHILOX = r"""
-extern "C" __global__ void philox4x64_10(unsigned long long* out, unsigned long long blocks,
-                                         unsigned long long samples,
-                                         unsigned long long k0, unsigned long long k1,
-                                         unsigned long long c0, unsigned long long c1,
-                                         unsigned long long c2, unsigned long long c3)
-{
-    unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= blocks * samples) return;
-    const unsigned long long m0 = 0xD2E7470EE14C6C93ULL, m1 = 0xCA5A826395121157ULL;
-    c0 += i % blocks;
-    c1 += i / blocks;
-    for (int round = 0; round < 10; ++round) {
-        unsigned long long high0 = __umul64hi(m0, c0), low0 = m0 * c0;
-        unsigned long long high1 = __umul64hi(m1, c2), low1 = m1 * c2;
-        c0 = high1 ^ c1 ^ k0;
-        c1 = low1;
-        c2 = high0 ^ c3 ^ k1;
-        c3 = low0;
-        k0 += 0x9E3779B97F4A7C15ULL;
-        k1 += 0xBB67AE8584CAA73BULL;
-    }
-    out[4 * i] = c0;
-    out[4 * i + 1] = c1;
-    out[4 * i + 2] = c2;
-    out[4 * i + 3] = c3;
-}
-"""
+def _normals_on_gpu(xp, out, sigma, blocks, samples, seed, stream, counter):
+    """The `normals` of each row of out, (samples * B, units): `blocks` blocks are a row's, its last perhaps in part."""
+    kernel = _kernel(xp, "philox_normals", out.dtype.char)
+    per_sample = len(out) // samples * blocks
+    _launch(kernel, out, per_sample, samples, (seed, stream, *counter), np.uint64(out.shape[1]), np.uint64(blocks), np.float64(sigma))
+
+
+def _launch(kernel, out, blocks, samples, where, *more):
+    """A thread for each of `blocks` blocks of each of `samples` noise samples."""
+    kernel(((blocks * samples + 255) // 256,), (256,), (out, *(np.uint64(w) for w in (blocks, samples, *where)), *more))
 
 
 @lru_cache
-def _philox_kernel(xp):
-    return xp.RawKernel(PHILOX, "philox4x64_10")
+def _kernel(xp, name, char):
+    return xp.RawKernel(f"typedef {dict(f='float', d='double')[char]} T;\n" + KERNELS, name)
+
+
+# One thread makes one block. __umul64hi is the high half of a 64 x 64 bit product, one intrinsic on a GPU.
+KERNELS = r"""
+__device__ void philox4x64_10(unsigned long long* c, unsigned long long k0, unsigned long long k1)
+{
+    const unsigned long long m0 = 0xD2E7470EE14C6C93ULL, m1 = 0xCA5A826395121157ULL;
+    for (int round = 0; round < 10; ++round) {
+        unsigned long long high0 = __umul64hi(m0, c[0]), low0 = m0 * c[0];
+        unsigned long long high1 = __umul64hi(m1, c[2]), low1 = m1 * c[2];
+        c[0] = high1 ^ c[1] ^ k0;
+        c[1] = low1;
+        c[2] = high0 ^ c[3] ^ k1;
+        c[3] = low0;
+        k0 += 0x9E3779B97F4A7C15ULL;
+        k1 += 0xBB67AE8584CAA73BULL;
+    }
+}
+
+extern "C" __global__ void philox_words(unsigned long long* out, unsigned long long blocks, unsigned long long samples,
+                                        unsigned long long k0, unsigned long long k1,
+                                        unsigned long long c0, unsigned long long c1,
+                                        unsigned long long c2, unsigned long long c3)
+{
+    unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= blocks * samples) return;
+    unsigned long long c[4] = {c0 + i % blocks, c1 + i / blocks, c2, c3};
+    philox4x64_10(c, k0, k1);
+    for (int w = 0; w < 4; ++w) out[4 * i + w] = c[w];
+}
+
+extern "C" __global__ void philox_normals(T* out, unsigned long long blocks, unsigned long long samples,
+                                          unsigned long long k0, unsigned long long k1,
+                                          unsigned long long c0, unsigned long long c1,
+                                          unsigned long long c2, unsigned long long c3,
+                                          unsigned long long units, unsigned long long row_blocks, double sigma)
+{
+    unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= blocks * samples) return;
+    unsigned long long c[4] = {c0 + i % blocks, c1 + i / blocks, c2, c3};
+    philox4x64_10(c, k0, k1);
+    T* row = out + i / row_blocks * units;
+    const T turn = 6.283185307179586 / 4294967296.0;  // see `normals`
+    for (int w = 0; w < 4; ++w) {
+        T u = (T)(unsigned)c[w] * (T)(1 / 4294967296.0) + (T)(0.5 / 4294967296.0);
+        T angle = (T)(int)(c[w] >> 32) * turn + turn / 2;
+        T radius = sqrt((T)-2 * log(u));
+        unsigned long long j = 4 * (i % row_blocks) + w;
+        if (j < units) row[j] = cos(angle) * radius * (T)sigma;
+        j += 4 * row_blocks;
+        if (j < units) row[j] = sin(angle) * radius * (T)sigma;
+    }
+}
+"""

@@ -193,13 +193,15 @@ def asarray(x, dtype=None):
 
 
 class RawKernel:
-    """The kernel's own text, compiled for the CPU: arguments are arrays and uint64 numbers."""
+    """The kernel's own text, compiled for the CPU: arguments are arrays, and numbers of uint64 or float64."""
 
     SHIM = """
     struct dim { unsigned x; };
     static dim blockIdx, blockDim, threadIdx, gridDim;
     static unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned __int128)a * b >> 64; }
     #define __global__
+    #define __device__
+    #include <math.h>
     %s
     extern "C" void launch(unsigned grid, unsigned block, %s) {
         gridDim.x = grid;
@@ -214,7 +216,8 @@ class RawKernel:
     def __init__(self, text, name):
         with tempfile.TemporaryDirectory() as folder:
             source, library = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
-            parameters = text[text.index(name) + len(name) + 1 : text.index(")")]
+            start = text.index(name) + len(name) + 1
+            parameters = text[start : text.index(")", start)]
             self.types = [" ".join(p.removeprefix("const ").split()[:-1]) for p in parameters.replace("\n", " ").split(", ")]
             names = [p.split()[-1] for p in parameters.split(",")]
             source.write_text(self.SHIM % (text, parameters, name, ", ".join(names)))
@@ -227,7 +230,8 @@ class RawKernel:
         assert given == [t.replace("T*", given[0]) for t in self.types], "a kernel's arguments must have their exact types"
         assert all(a._data.flags.c_contiguous for a in arguments if isinstance(a, ndarray))
         self.launch(ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), *(
-            a._data.ctypes.data_as(ctypes.c_void_p) if isinstance(a, ndarray) else ctypes.c_ulonglong(a) for a in arguments))
+            a._data.ctypes.data_as(ctypes.c_void_p) if isinstance(a, ndarray) else
+            ctypes.c_ulonglong(a) if a.dtype == "uint64" else ctypes.c_double(a) for a in arguments))
 
 
 class _Event:

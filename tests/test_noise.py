@@ -39,11 +39,15 @@ def test_the_kernel_makes_the_same_words(fake_cupy, counter, key, block):
 @pytest.mark.parametrize("kind", noise.KINDS)
 @pytest.mark.parametrize("samples", [range(1), range(2, 5), range(1, 8, 3), range(0)])
 @pytest.mark.parametrize("shape", [(16,), (13,), (3, 5, 4)])
-def test_a_device_draws_all_noise_samples_at_once(fake_cupy, kind, samples, shape):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_device_draws_all_noise_samples_at_once(fake_cupy, kind, samples, shape, dtype):
+    # Two libraries' log, cos and sin round apart; no normal exceeds 6.7 σ.
+    rounding = 4 * np.finfo(dtype).eps * 6.7 * 0.5 if kind == "gaussian" else 0
     for rows in range(2, 6), range(2, 2):
-        where = {**WHERE, "samples": samples, "rows": rows}
+        where = {**WHERE, "samples": samples, "rows": rows, "dtype": dtype}
         there, here = (noise.draw(xp, kind, shape, 0.5, **where) for xp in (fake_cupy, np))
-        assert there.shape == here.shape and np.array_equal(there.get(), here)
+        assert there.shape == here.shape and there.dtype == here.dtype == dtype
+        assert np.abs(there.get() - here).max(initial=0) <= rounding
 
 
 def test_words_on_a_gpu(real_cupy):
@@ -58,12 +62,12 @@ def test_words_on_a_gpu(real_cupy):
 
 def test_box_muller_by_hand():
     w = np.array([[(3 << 62) | 0x40000000, 0]], dtype=np.uint64)  # u1 = 1/4, angle 3/4 of a turn; and the smallest u1
-    z = noise.normals(np, w, np.float64)[0]
+    z = noise.normals(w, np.float64)[0]
     u = np.array([0.25 + 2**-33, 2**-33])
     angle = 2 * np.pi * np.array([0.75 + 2**-33, 2**-33])
     expected = np.concatenate([np.sqrt(-2 * np.log(u)) * np.cos(angle), np.sqrt(-2 * np.log(u)) * np.sin(angle)])
     assert np.allclose(z, expected, rtol=1e-14, atol=1e-14)
-    extreme = noise.normals(np, np.array([[2**64 - 1]], dtype=np.uint64), np.float32)
+    extreme = noise.normals(np.array([[2**64 - 1]], dtype=np.uint64), np.float32)
     assert np.isfinite(extreme).all()
 
 
@@ -173,7 +177,7 @@ def test_no_two_rows_share_a_block(kind, units):
 
 def test_normals_have_the_dtype_that_was_asked_for():
     for dtype in (np.float32, np.float64):
-        assert noise.normals(np, np.arange(6, dtype=np.uint64).reshape(2, 3), dtype).dtype == dtype
+        assert noise.normals(np.arange(6, dtype=np.uint64).reshape(2, 3), dtype).dtype == dtype
 
 
 def test_uniforms_lie_inside_the_open_interval(monkeypatch):
