@@ -43,6 +43,11 @@ def _change(strip, mean_square, product, alpha):
     strip -= product
 
 
+def _subtract(R, product, rate):
+    product *= rate
+    R -= product
+
+
 def decorrelation_step(Rs, trace, alpha):
     """`update_decorrelation` of every R, in place; Rs and trace are one R a layer (None is passed over) and an update's pass with them.
 
@@ -67,8 +72,7 @@ def decorrelation_step(Rs, trace, alpha):
 def _change_by_moment(R, moment, rate):
     """R ← R - rate (moment - diag) R, in place; the moment is spent."""
     moment.reshape(-1)[:: len(moment) + 1] = 0
-    moment *= rate
-    R -= moment @ R
+    elementwise(array_module(R), _subtract, (R, moment @ R), (rate,))
 
 
 def _check(R, rows):

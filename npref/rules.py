@@ -60,7 +60,7 @@ def bp_update(network, params, x, t, *, loss="cce"):
     check_batch(network, params, x, t)
     trace = forward(network, params, x, sparing=True)
     g = [None] * len(network.layers)
-    dL_dx = loss_gradient(loss, trace.y, t)  # (B, n_L)
+    dL_dx = loss_gradient(loss, trace.y, t) / len(x)  # (B, n_L), of the mean loss
     for l in reversed(range(len(network.layers))):
         layer = network.layers[l]
         g[l] = _times_derivative(layer, to_rows(dL_dx), trace.a[l])  # (B*P, n_out)
@@ -91,7 +91,7 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
     for eps in _checked(network, x, noise):
         y, _, _ = _noisy_pass(network, multiply, trace, eps)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
-        coefficient = (dL[-1] / sigma2).astype(y.dtype)  # δL / σ²
+        coefficient = (dL[-1] / (sigma2 * len(x))).astype(y.dtype)  # δL / σ², shared out among the B samples
         for l, eps_l in enumerate(eps):
             errors[l] = weighted_sum(xp, coefficient, eps_l, errors[l])
     return _update(params, trace, errors, clean_loss, dL)
@@ -108,7 +108,8 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
     for v in _checked(network, x, noise):
         dL.append(_layerwise_losses(network, multiply, trace, v, t, loss) - clean_loss)  # (k, L, B)
         for l, N_l in enumerate(network.units):
-            errors[l] = weighted_sum(xp, _quotient(xp, N_l, dL[-1][:, l], squares(xp, v[l])), v[l], errors[l])
+            coefficient = _quotient(xp, N_l / len(x), dL[-1][:, l], squares(xp, v[l]))  # N_l δL_l / ‖v_l‖², (k, B)
+            errors[l] = weighted_sum(xp, coefficient, v[l], errors[l])
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -127,9 +128,9 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
         y, da, norm2 = _noisy_pass(network, multiply, trace, eps, differences=True)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
         if norm == "network":
-            coefficient = [_quotient(xp, N, dL[-1], sum(norm2[1:], norm2[0]))] * len(da)  # N δL / ‖δa‖², (k, B)
+            coefficient = [_quotient(xp, N / len(x), dL[-1], *norm2)] * len(da)  # N δL / ‖δa‖², (k, B)
         else:
-            coefficient = [_quotient(xp, N, dL[-1], norm2_l) for norm2_l in norm2]
+            coefficient = [_quotient(xp, N / len(x), dL[-1], norm2_l) for norm2_l in norm2]
         for l, da_l in enumerate(da):
             errors[l] = weighted_sum(xp, coefficient[l], da_l, errors[l])
     return _update(params, trace, errors, clean_loss, dL)
@@ -246,27 +247,30 @@ def _multiplier(params, formed):
 
 
 def _update(params, trace, errors, losses, dL):
-    """ΔW_l = Σ_rows errorᵀ x* / (K B), Δb_l = Σ_rows error / (K B). dL: of every group (k, B) or (k, L, B); none for BP."""
+    """ΔW_l = Σ_rows errorᵀ x*, Δb_l = Σ_rows error. errors: sums over the K noise samples, that have 1/B already.
+    dL: of every group (k, B) or (k, L, B); none for BP."""
     xp = array_module(trace.y)
     dL = (dL[0] if len(dL) == 1 else xp.concatenate(dL)) if dL else None
     K = 1 if dL is None else len(dL)
     dW, db = [], []
     for l, x_star in enumerate(trace.x_star):
         e = errors[l].reshape(trace.a[l].shape)  # (B*P, n_out)
-        e /= K * len(trace.y)
+        if K > 1:
+            e /= K
         dW_l = e.T @ x_star if x_star is not None else (e.T @ trace.x_rows[l]) @ params.R[l].T  # (n_out, n_in)
         dW.append(dW_l.reshape(params.W[l].shape))
         db.append(None if params.b[l] is None else e.sum(axis=0))
     return Update(tuple(dW), tuple(db), losses, dL, trace)
 
 
-def _quotient(xp, N, dL, norm2):
-    """N δL / ‖·‖², in the dtype of ‖·‖²; 0 where rounding left no perturbation at all, for then δL says nothing."""
-    return fused(xp, _quotient_of)(float(N), dL, norm2)
+def _quotient(xp, N, dL, *norm2):
+    """N δL / ‖·‖², ‖·‖² the sum of norm2, in their dtype; 0 where rounding left no perturbation at all, for then δL says nothing."""
+    return fused(xp, _quotient_of)(float(N), dL, *norm2)
 
 
-def _quotient_of(N, dL, norm2):
-    xp, moved = array_module(dL), norm2 > 0
+def _quotient_of(N, dL, *parts):
+    xp, norm2 = array_module(dL), sum(parts[1:], parts[0])
+    moved = norm2 > 0
     return (N * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1))).astype(norm2.dtype)
 
 

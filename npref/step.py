@@ -110,21 +110,21 @@ def _outcome(config, state, update, t, step):
              *((f"the bias update Δb_{l + 1}", d) for l, d in enumerate(update.db)),
              *((f"R_{l}", R) for l, R in enumerate(state.params.R))]
     named = [(name, a) for name, a in named if a is not None]
-    report = xp.zeros(2 + len(named))
-    for i, a in enumerate((update.losses, correct(update.trace.y, t))):
+    report = xp.zeros(1 + len(named))  # how many are correct; the summed loss; a mark of each other quantity
+    for i, a in enumerate((correct(update.trace.y, t), update.losses)):
         a.sum(dtype=xp.float64, out=report[i : i + 1].reshape(()))
-    for i, (_, a) in enumerate(named, 2):
+    for i, (_, a) in enumerate(named[1:], 2):
         mark_nonfinite(xp, a, report[i : i + 1])
     report_on_host = to_host_later(report)
     if xp is not np:
         named = [(name, None) for name, _ in named]  # a GPU's arrays change and go before the report is read
 
     def outcome():
-        loss, right, *marks = report_on_host().tolist()
+        right, *marks = report_on_host().tolist()
         for (name, a), mark in zip(named, marks):
             if not isfinite(mark) and (a is None or not np.isfinite(a).all()):  # a CPU's mark is a sum, which may overflow alone
                 raise diverged(config, state, step, name)
-        return loss, right
+        return marks[0], right
 
     return outcome
 
