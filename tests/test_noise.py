@@ -50,6 +50,14 @@ def test_a_device_draws_all_noise_samples_at_once(fake_cupy, kind, samples, shap
         assert np.abs(there.get() - here).max(initial=0) <= rounding
 
 
+@pytest.mark.parametrize("units", [1, 3, 5, 13])
+def test_the_kernel_keeps_to_a_row(fake_cupy, units):
+    """Its last block makes more than the row's units, behind which lies another's memory."""
+    a = fake_cupy.asarray(np.full((7, units), 9.0))
+    noise._normals_on_gpu(fake_cupy, a[:6], 1.0, -(-units // 8), 2, 3, noise.NOISE, (0, 0, 0, 0))
+    assert (a.get()[:6] < 7).all() and (a.get()[6] == 9).all()
+
+
 def test_words_on_a_gpu(real_cupy):
     for counter, key, block in KNOWN:
         assert noise.words(real_cupy, *key, counter, 1).get().tolist() == list(block)
