@@ -12,7 +12,7 @@ from pathlib import Path
 from cifar10 import flags
 from lr_search import best
 from recipes import RECIPES
-from results import alignment_name, cell_config, kind_of, run_name, value
+from results import alignment_name, cell_config, kind_of, run_name, value, without_backend
 
 from npref.execution import cores
 from npref.runlog import locked, read_log
@@ -58,8 +58,10 @@ class Job:
         return path.is_file() and self.ended(read_log(path))
 
     def recorded(self, results):
-        """Whether it is done according to the recorded results, {name: log}."""
-        return self.folder.name in results and self.ended(results[self.folder.name])
+        """The log with which it is done among the recorded results, {name: log}, on its own backend or another; or None."""
+        own = self.folder.name
+        names = sorted((name for name in results if without_backend(name) == without_backend(own)), key=lambda name: name != own)
+        return next((results[name] for name in names if self.ended(results[name])), None)
 
 
 def cells_of(name, args):
@@ -102,9 +104,10 @@ def training_jobs(name, data, args, failed, results):
                 config, folder = search_config(cell, name, data, args)
                 job = Job("lr_search.py", (), folder, "search.h5", config.epochs)
                 try:
-                    if not (job.done() or job.recorded(results)):
+                    log = read_log(folder / job.log) if job.done() else job.recorded(results)
+                    if log is None:
                         continue
-                    rate = {"lr": best((read_log(folder / job.log) if job.done() else results[folder.name])["rows"])}
+                    rate = {"lr": best(log["rows"])}
                 except (ValueError, OSError) as error:
                     if not any(line.startswith(f"{folder.name}: ") for line in failed):
                         failed.append(f"{folder.name}: {error}")

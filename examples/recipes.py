@@ -116,9 +116,9 @@ WHY_CONV = (*variants(CONV, ("bp", "np", "anp", "danp"), [("padding", 1)]),
             *variants(CONV, ("bp",), [("lr", 4e-3)]),
             *variants(CONV, ("dbp",), [("padding", 1)]),
             *variants(CONV, ("np", "anp"), [STANDARD, ("lr", 5e-4)], [STANDARD, ("lr", 1e-3)]),
-            *variants(CONV, ("np", "anp", "inp"), *([STANDARD, ("padding", 1), *more] for more in (
-                [("lr", 5e-4)], [("lr", 1e-3)], [GLOROT, ("lr", 5e-4)], [UNIFORM, ("lr", 5e-4)]))),
-            *variants(CONV, ("danp", "dinp"), [("padding", 1), ("lr", 1e-3)]),
+            *variants(CONV, ("np", "anp", "inp"), [STANDARD, ("padding", 1), ("lr", 5e-4)]),
+            *variants(CONV, ("np", "anp"), [STANDARD, ("padding", 1), ("lr", 1e-3)]),
+            *variants(CONV, ("np",), *([STANDARD, ("padding", 1), init, ("lr", 5e-4)] for init in (GLOROT, UNIFORM))),
             *variants(CONV, ("bp",), [("padding", 1), ("lr", 2e-3)]))
 AS_PRINTED = ("lr", 5e-3)  # Table 2's rate for six and nine hidden layers
 WHY_DEEP = (*variants(FC6 + FC9, DECORRELATED, [AS_PRINTED]),

@@ -14,6 +14,7 @@ from cifar10 import flags
 from lr_search import best as best_rate
 from recipes import RECIPES
 
+from npref.backend import BACKENDS
 from npref.config import Config, default_lr
 from npref.runlog import read_log, replace_file
 
@@ -46,6 +47,11 @@ def run_name(config, *, seed=True, lr=True):
     words += [f"{name.replace('_', '-')}-{getattr(config, name)}" for name in ("limit_train", "limit_test") if getattr(config, name)]
     words += [config.backend] if config.backend != "numpy" else []
     return "-".join([*words, *([f"s{config.seed}"] if seed else [])])
+
+
+def without_backend(name):
+    """A folder's name without its backend's: the same for one run on NumPy and on CuPy."""
+    return "-".join(word for word in name.split("-") if word not in BACKENDS)
 
 
 def config_of(log):

@@ -129,6 +129,11 @@ def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
     assert run(*words, "--epochs", "2")[1].count("cifar10.py --method bp") == 1  # goes on
     assert run(*words, "--seeds", "1")[1].count("cifar10.py --method bp") == 1
     assert run(*words[:-2], "--dry-run")[1].count("--method bp") == 1
+    for name, log in zip(names, (search, run_log)):  # made on another backend, it need not be run again either
+        (tmp_path / f"results/logs/{name}.tsv").unlink()
+        there = {**log, "config": {**log["config"], "backend": "cupy"}}
+        results.write_text(tmp_path / f"results/logs/{name.removesuffix('-s0')}-cupy{'-s0' if name.endswith('-s0') else ''}.tsv", there)
+    assert run(*words)[1].count("--method bp") == 0 and run(*words)[1].count("runs are recorded already") == 2
 
 
 def test_own_runs_alone(run, tmp_path):
