@@ -142,20 +142,24 @@ def _sum_on_gpu(xp, axis, a, b):
     return fused(xp, _sum_of_products, axis)(a, b) if b.shape[axis] > 1 else (a * b).reshape(b.shape[:axis] + b.shape[axis + 1 :])
 
 
-def mark_nonfinite(xp: ModuleType, a, mark) -> None:
-    """mark, (1,) of float64 and 0 before, becomes a number that is not finite if a has such a number.
+def mark_nonfinite(xp: ModuleType, arrays, marks) -> None:
+    """marks[i], of float64 and 0 before, becomes a number that is not finite if arrays[i] has such a number.
 
-    A sum tells it on a CPU, where it may also be that the sum alone has overflowed; a GPU takes longer to launch one than this kernel.
+    A sum tells it on a CPU, where it may also be that the sum alone has overflowed. A GPU looks at all in one kernel.
     """
     if xp is np:
-        mark[0] = a.sum()
-    elif a.size > 0:
-        threads = min(a.size, 1 << 18)
-        _mark_kernel(xp, a.dtype.char)(((threads + 255) // 256,), (256,), (a.ravel(), np.uint64(a.size), mark))
+        for i, a in enumerate(arrays):
+            marks[i] = a.sum()
+        return
+    for i in range(0, len(arrays), 64):  # a kernel's arguments have 4 KiB
+        some = arrays[i : i + 64]
+        threads = min(max(1, *(a.size for a in some)), 1 << 18)
+        kernel = _mark_kernel(xp, "".join(a.dtype.char for a in some))
+        kernel(((threads + 255) // 256,), (256,), (marks[i : i + 64], *(x for a in some for x in (a.ravel(), np.uint64(a.size)))))
 
 
 MARK = r"""
-extern "C" __global__ void mark_nonfinite(const T* a, unsigned long long n, double* mark)
+template <typename T> __device__ void look(const T* a, unsigned long long n, double* mark)
 {
     unsigned long long threads = (unsigned long long)gridDim.x * blockDim.x;
     for (unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += threads) {
@@ -163,12 +167,19 @@ extern "C" __global__ void mark_nonfinite(const T* a, unsigned long long n, doub
         if (zero != zero) *mark = a[i];
     }
 }
+
+extern "C" __global__ void mark_nonfinite(double* marks, PARAMETERS)
+{
+    CALLS
+}
 """
 
 
 @lru_cache
-def _mark_kernel(xp, char):
-    return xp.RawKernel(f"typedef {dict(f='float', d='double')[char]} T;\n" + MARK, "mark_nonfinite")
+def _mark_kernel(xp, chars):
+    parameters = ", ".join(f"const {dict(f='float', d='double')[char]}* a{i}, unsigned long long n{i}" for i, char in enumerate(chars))
+    calls = " ".join(f"look(a{i}, n{i}, marks + {i});" for i in range(len(chars)))
+    return xp.RawKernel(MARK.replace("PARAMETERS", parameters).replace("CALLS", calls), "mark_nonfinite")
 
 
 def _sum_of_products(axis, a, b):

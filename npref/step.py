@@ -113,8 +113,7 @@ def _outcome(config, state, update, t, step):
     report = xp.zeros(1 + len(named))  # how many are correct; the summed loss; a mark of each other quantity
     for i, a in enumerate((correct(update.trace.y, t), update.losses)):
         a.sum(dtype=xp.float64, out=report[i : i + 1].reshape(()))
-    for i, (_, a) in enumerate(named[1:], 2):
-        mark_nonfinite(xp, a, report[i : i + 1])
+    mark_nonfinite(xp, [a for _, a in named[1:]], report[2:])
     report_on_host = to_host_later(report)
     if xp is not np:
         named = [(name, None) for name, _ in named]  # a GPU's arrays change and go before the report is read

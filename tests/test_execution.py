@@ -183,18 +183,27 @@ def test_sums_are_those_of_einsum(fake_cupy, k, block, monkeypatch):
 
 
 def check_marks(xp, n, dtype):
-    a = np.linspace(-1, 1, n).astype(dtype)
-    marks = xp.zeros(6)
+    other = "float64" if dtype == "float32" else "float32"  # of the arrays that one kernel looks at
+    arrays = []
     for i, value in enumerate((0, np.inf, -np.inf, np.nan, np.nan)):
+        a = np.linspace(-1, 1, n).astype(dtype)
         a[[0, n // 2, n - 1, min(1 << 18, n - 1), 0][i]] = value  # the kernel has 2^18 threads
-        mark_nonfinite(xp, xp.asarray(a), marks[i : i + 1])
-        a[:] = 1
-    assert np.isfinite(to_host(marks)).tolist() == [True, False, False, False, False, True]
+        arrays += [xp.asarray(a), xp.asarray(np.ones((i, 3), dtype=other))]
+    marks = xp.zeros(11)
+    mark_nonfinite(xp, arrays, marks[:10])
+    assert np.isfinite(to_host(marks)).tolist() == [True, True, *[False, True] * 4, True]
+    mark_nonfinite(xp, [], marks[:0])
     if xp is not np:  # it is elements that are looked at, and no sum
-        mark = xp.zeros(1)
-        mark_nonfinite(xp, xp.asarray(np.full(300, np.finfo(dtype).max, dtype)), mark)
-        mark_nonfinite(xp, xp.asarray(np.ones(0, dtype)), mark)
-        assert to_host(mark).tolist() == [0]
+        marks = xp.zeros(2)
+        mark_nonfinite(xp, [xp.asarray(np.full(300, np.finfo(dtype).max, dtype)), xp.asarray(np.ones(0, dtype))], marks)
+        assert to_host(marks).tolist() == [0, 0]
+
+
+def test_a_kernel_does_not_get_more_arrays_than_it_takes(fake_cupy):
+    arrays = [fake_cupy.asarray(np.full(2, np.nan if i in (0, 63, 64, 149) else 1.0)) for i in range(150)]
+    marks = fake_cupy.zeros(150)
+    mark_nonfinite(fake_cupy, arrays, marks)
+    assert np.flatnonzero(np.isnan(marks.get())).tolist() == [0, 63, 64, 149]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
