@@ -52,7 +52,7 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
         return
     size = max(1, CACHE_BLOCK // max(1, width))
     blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
-    workers = min(cores(), len(blocks))
+    workers = min(cores(), len(blocks)) if len(blocks) > 1 else 1  # a small network asks often
     pool = _threads(cores() - 1) if workers > 1 else None
     if pool is None:
         if blocks:
