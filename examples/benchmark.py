@@ -41,7 +41,7 @@ from npref.optim import adam_step
 from npref.rules import group_size
 from npref.runlog import replace_file, source_revision
 from npref.step import compute_update, initial_state, learnable, noise_groups, start_step, training_step
-from npref.train import Interrupted
+from npref.train import AHEAD, Interrupted
 
 AGAINST = ("plain", "torch", "torch-algebra", "torch-compile")
 
@@ -170,7 +170,7 @@ def measure(config, backend, rounds, against=(), shares=True):
     size = K if rule == "bp" else group_size(network, rule, B, itemsize, K, samples_budget(xp))
     listed = products(network, config.method, B, K, size)
     floor = Floor(xp, listed, config.dtype)
-    before = deque([lambda: None])  # as in train.py, a GPU's last step is waited for once the next is launched
+    before = deque([lambda: None] * AHEAD)  # as in train.py, where a GPU may be as many steps behind
 
     def step():
         _, outcome = start_step(config, network, state, x, t, next(counter))

@@ -22,6 +22,7 @@ from .precision import MEASURED, rounding_error, warn_of_rounding
 from .step import Diverged, State, diverged, initial_state, learnable, start_step
 
 CORRELATION_IMAGES = 1000  # the first so many training images are measured for correlation after every epoch
+AHEAD = 4  # how many steps Python may be ahead of a GPU, for Python is held up now and then, by more than a step takes there
 
 
 class Interrupted(RuntimeError):
@@ -129,7 +130,7 @@ def _epochs_of(config, network, data, moments, xp, state, save, progress, stop):
     x_train, y_train, x_test, y_test = (xp.asarray(a) for a in (data.x_train, data.y_train, data.x_test, data.y_test))
     n, batch_size = len(x_train), min(config.batch_size, len(x_train))
     batches = -(-n // batch_size)
-    outcomes = deque()  # of steps that a GPU may still be at, while Python launches the next
+    outcomes = deque()  # of steps that a GPU may still be at, while Python launches more
 
     def settle(most):
         while len(outcomes) > most:
@@ -151,7 +152,7 @@ def _epochs_of(config, network, data, moments, xp, state, save, progress, stop):
                 step = state.epoch * batches + state.batch
                 outcomes.append(start_step(config, network, state, x, t, step)[1])
                 state.batch += 1
-                settle(0 if xp is np or state.batch == batches else 1)
+                settle(0 if xp is np or state.batch == batches else AHEAD)
                 state.totals["seen"] += len(t)
                 state.totals["seconds"] += time.perf_counter() - began
                 if progress is not None:
