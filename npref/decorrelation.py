@@ -19,7 +19,7 @@ def update_decorrelation(R, x_star, alpha):
     """R ← R - α (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, in place; ⟨·⟩ is the mean over the rows of x* (M, n_in), the clean pass's.
 
     For a convolution the rows are the patches of all samples and positions. With M rows and n inputs the moment times R costs
-    M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M - diag(s) R, s = ⟨(x*)²⟩, costs 2 M n² instead.
+    M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M costs 2 M n² instead. Either has the diagonal's share, which is given back.
 
     On inputs that stay the same it overshoots from R = I on, and R grows without end, where α exceeds `overshoot_limit`. Raises
     ValueError for shapes, TypeError for dtypes that do not fit; ValueError for an R that cannot change and an α that is not finite.
@@ -29,21 +29,16 @@ def update_decorrelation(R, x_star, alpha):
     if moment_is_cheaper(M, n):
         _change_by_moment(R, x_star.T @ x_star, alpha / M)  # (n_in, n_in), BLAS computes one half
         return
-    mean_square = column_squares(xp, x_star) / M  # s, (n_in,)
-    projected = x_star @ R  # (M, n_in)
-    projected *= alpha / M
+    squares, projected = column_squares(xp, x_star), x_star @ R  # (n_in,), (M, n_in)
     rows = STRIP if xp is np else n  # of R at a time: no second matrix of R's size
     for i in range(0, n, rows):
         product = x_star[:, i : i + rows].T @ projected  # (rows, n_in)
-        elementwise(xp, _change, (R[i : i + rows], mean_square[i : i + rows, None], product), (alpha,))
+        elementwise(xp, _change, (R[i : i + rows], squares[i : i + rows, None], product), (alpha / M,))
 
 
-def _change(strip, mean_square, product, alpha):
-    strip *= 1 + alpha * mean_square
-    strip -= product
-
-
-def _subtract(R, product, rate):
+def _change(R, squares, product, rate):
+    """R ← R - rate (product - squares R), where the product is the whole moment's and the squares are its diagonal; it is spent."""
+    R *= 1 + rate * squares
     product *= rate
     R -= product
 
@@ -70,9 +65,9 @@ def decorrelation_step(Rs, trace, alpha):
 
 
 def _change_by_moment(R, moment, rate):
-    """R ← R - rate (moment - diag) R, in place; the moment is spent."""
-    moment.reshape(-1)[:: len(moment) + 1] = 0
-    elementwise(array_module(R), _subtract, (R, moment @ R), (rate,))
+    """R ← R - rate (moment - diag) R, in place."""
+    diagonal = moment.reshape(-1)[:: len(moment) + 1]
+    elementwise(array_module(R), _change, (R, diagonal[:, None], moment @ R), (rate,))
 
 
 def _check(R, rows):
