@@ -110,20 +110,21 @@ def _outcome(config, state, update, t, step):
              *((f"the bias update Δb_{l + 1}", d) for l, d in enumerate(update.db)),
              *((f"R_{l}", R) for l, R in enumerate(state.params.R))]
     named = [(name, a) for name, a in named if a is not None]
-    report = xp.zeros(1 + len(named))  # how many are correct; the summed loss; a mark of each other quantity
-    for i, a in enumerate((correct(update.trace.y, t), update.losses)):
-        a.sum(dtype=xp.float64, out=report[i : i + 1].reshape(()))
-    mark_nonfinite(xp, [a for _, a in named[1:]], report[2:])
+    B = len(t)
+    report = xp.zeros(2 * B + len(named))  # each sample's loss, and whether it is right; a mark of each quantity
+    report[:B] = update.losses
+    report[B : 2 * B] = correct(update.trace.y, t)
+    mark_nonfinite(xp, [a for _, a in named], report[2 * B :])
     report_on_host = to_host_later(report)
     if xp is not np:
         named = [(name, None) for name, _ in named]  # a GPU's arrays change and go before the report is read
 
     def outcome():
-        right, *marks = report_on_host().tolist()
-        for (name, a), mark in zip(named, marks):
+        numbers = report_on_host()
+        for (name, a), mark in zip(named, numbers[2 * B :].tolist()):
             if not isfinite(mark) and (a is None or not np.isfinite(a).all()):  # a CPU's mark is a sum, which may overflow alone
                 raise diverged(config, state, step, name)
-        return marks[0], right
+        return float(numbers[:B].sum()), float(numbers[B : 2 * B].sum())
 
     return outcome
 
