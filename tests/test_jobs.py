@@ -9,6 +9,7 @@ import threading
 import time
 import types
 from dataclasses import asdict
+from pathlib import Path
 
 import jobs
 import lr_search
@@ -284,3 +285,12 @@ def test_processes_share_the_cores(tmp_path, monkeypatch, at_once, set_already, 
     job = types.SimpleNamespace(folder=tmp_path / "r", log="log.h5", script="cifar10.py", arguments=[])
     jobs.start(job, types.SimpleNamespace(jobs=at_once))
     assert environments[0].get("OPENBLAS_NUM_THREADS") == expected and environments[0]["PATH"] == os.environ["PATH"]
+
+
+def test_what_another_backend_has_done_counts_where_its_own_has_not():
+    job = jobs.Job("cifar10.py", (), Path("runs/cifar10-fc1-bp-cupy-s0"), epochs=2)
+    whole, other = ({"status": "finished", "config": {}, "rows": [{}, {}]} for _ in range(2))
+    part = {**whole, "rows": [{}]}
+    assert job.recorded({"cifar10-fc1-bp-s0": other, "cifar10-fc1-bp-cupy-s0": whole}) is whole
+    assert job.recorded({"cifar10-fc1-bp-s0": other, "cifar10-fc1-bp-cupy-s0": part}) is other
+    assert job.recorded({"cifar10-fc1-bp-s0": part, "cifar10-fc1-bp-s1": whole, "cifar10-fc1-dbp-s0": whole}) is None
