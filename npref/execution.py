@@ -16,6 +16,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 # How many elements an elementwise loop on a CPU takes at a time: a megabyte of float32, a core's share of the cache. Between two operations
 # a thread waits for Python's lock; each must last long enough to make up for that.
 CACHE_BLOCK = 1 << 18
+C_TYPES = {"f": "float", "d": "double"}  # by dtype.char
 
 
 def samples_budget(xp: ModuleType) -> int:
@@ -151,7 +152,7 @@ def mark_nonfinite(xp: ModuleType, arrays, marks) -> None:
         for i, a in enumerate(arrays):
             marks[i] = a.sum()
         return
-    for i in range(0, len(arrays), 64):  # a kernel's arguments have 4 KiB
+    for i in range(0, len(arrays), 64):  # older CUDA has 4 KiB for a kernel's arguments
         some = arrays[i : i + 64]
         threads = min(max(1, *(a.size for a in some)), 1 << 18)
         kernel = _mark_kernel(xp, "".join(a.dtype.char for a in some))
@@ -177,7 +178,7 @@ extern "C" __global__ void mark_nonfinite(double* marks, PARAMETERS)
 
 @lru_cache
 def _mark_kernel(xp, chars):
-    parameters = ", ".join(f"const {dict(f='float', d='double')[char]}* a{i}, unsigned long long n{i}" for i, char in enumerate(chars))
+    parameters = ", ".join(f"const {C_TYPES[char]}* a{i}, unsigned long long n{i}" for i, char in enumerate(chars))
     calls = " ".join(f"look(a{i}, n{i}, marks + {i});" for i in range(len(chars)))
     return xp.RawKernel(MARK.replace("PARAMETERS", parameters).replace("CALLS", calls), "mark_nonfinite")
 

@@ -3,7 +3,7 @@
 Philox 4x64 with 10 rounds (Salmon et al. 2011) maps key = (seed, stream) and counter = (block, noise sample, layer, step)
 to a block of four 64-bit words. There is no state: any noise can be drawn again, a run resumes from (seed, step) alone, and
 splitting a batch or the K noise samples over calls or devices changes nothing. NumPy's own generator makes the words on the
-CPU, one small kernel makes the same words on a GPU.
+CPU; on a GPU one small kernel makes the same words, another normals of them at once.
 
 A batch row of a layer with N units owns whole blocks: row b's begin at b * ceil(N / 8) for Gaussian noise (a word makes two
 normals) and b * ceil(N / 256) for Rademacher noise (a word makes 64 signs). A convolution's units are taken position by
@@ -15,7 +15,7 @@ from math import pi, prod
 
 import numpy as np
 
-from .execution import in_blocks
+from .execution import C_TYPES, in_blocks
 
 NOISE, BASELINE, WEIGHTS, SHUFFLE, IMAGES = range(5)  # streams: the second word of the key
 KINDS = ("gaussian", "rademacher")
@@ -24,13 +24,12 @@ KINDS = ("gaussian", "rademacher")
 def words(xp, seed, stream, counter, blocks, samples=1):
     """`blocks` consecutive Philox blocks from counter = (block, sample, layer, step) on, for each of `samples` consecutive noise samples
     (on a CPU there is one): (samples * 4 * blocks,) of uint64."""
-    if not 0 <= seed < 2**64 or int(seed) != seed:
-        raise ValueError(f"seed must be a whole number in [0, 2^64), got {seed}")
+    _check_seed(seed)
     if xp is np:
         whole = sum(int(c) << 64 * i for i, c in enumerate(counter))  # NumPy counts up before it makes a block, hence the - 1
         return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256).random_raw(4 * blocks)
     out = xp.empty(4 * blocks * samples, dtype=xp.uint64)
-    _launch(_kernel(xp, "philox_words", "d"), out, blocks, samples, (seed, stream, *counter))
+    _launch(_noise_kernel(xp, "philox_words"), out, blocks, samples, (seed, stream, *counter))
     return out
 
 
@@ -122,9 +121,15 @@ def permutation(seed, epoch, n):
 
 def _normals_on_gpu(xp, out, sigma, blocks, samples, seed, stream, counter):
     """The `normals` of each row of out, (samples * B, units): `blocks` blocks are a row's, its last perhaps in part."""
-    kernel = _kernel(xp, "philox_normals", out.dtype.char)
+    _check_seed(seed)
+    kernel = _noise_kernel(xp, "philox_normals", out.dtype.char)
     per_sample = len(out) // samples * blocks
     _launch(kernel, out, per_sample, samples, (seed, stream, *counter), np.uint64(out.shape[1]), np.uint64(blocks), np.float64(sigma))
+
+
+def _check_seed(seed):
+    if not 0 <= seed < 2**64 or int(seed) != seed:
+        raise ValueError(f"seed must be a whole number in [0, 2^64), got {seed}")
 
 
 def _launch(kernel, out, blocks, samples, where, *more):
@@ -133,8 +138,8 @@ def _launch(kernel, out, blocks, samples, where, *more):
 
 
 @lru_cache
-def _kernel(xp, name, char):
-    return xp.RawKernel(f"typedef {dict(f='float', d='double')[char]} T;\n" + KERNELS, name)
+def _noise_kernel(xp, name, char="d"):
+    return xp.RawKernel(f"typedef {C_TYPES[char]} T;\n" + KERNELS, name)
 
 
 # One thread makes one block. __umul64hi is the high half of a 64 x 64 bit product, one intrinsic on a GPU.

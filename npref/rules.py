@@ -53,7 +53,7 @@ def split_method(method):
 
 
 def bp_update(network, params, x, t, *, loss="cce"):
-    """Backpropagation, Eq. 1 (v2 §2.1): error_l = g_l = dL/da_l, and g_{l-1} = f'(a_{l-1}) ⊙ (R_{l-1}ᵀ W_lᵀ g_l).
+    """Backpropagation, Eq. 1 (v2 §2.1): error_l = g_l = dL/da_l, L here the batch's mean, and g_{l-1} = f'(a_{l-1}) ⊙ (R_{l-1}ᵀ W_lᵀ g_l).
 
     Raises as `network.check_batch`, and ValueError for an activation without a derivative.
     """
@@ -91,7 +91,7 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
     for eps in _checked(network, x, noise):
         y, _, _ = _noisy_pass(network, multiply, trace, eps)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
-        coefficient = (dL[-1] / (sigma2 * len(x))).astype(y.dtype)  # δL / σ², shared out among the B samples
+        coefficient = (dL[-1] / (sigma2 * len(x))).astype(y.dtype)  # δL / σ² / B
         for l, eps_l in enumerate(eps):
             errors[l] = weighted_sum(xp, coefficient, eps_l, errors[l])
     return _update(params, trace, errors, clean_loss, dL)
@@ -108,7 +108,7 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
     for v in _checked(network, x, noise):
         dL.append(_layerwise_losses(network, multiply, trace, v, t, loss) - clean_loss)  # (k, L, B)
         for l, N_l in enumerate(network.units):
-            coefficient = _quotient(xp, N_l / len(x), dL[-1][:, l], squares(xp, v[l]))  # N_l δL_l / ‖v_l‖², (k, B)
+            coefficient = _quotient(xp, N_l / len(x), dL[-1][:, l], squares(xp, v[l]))  # N_l δL_l / ‖v_l‖² / B, (k, B)
             errors[l] = weighted_sum(xp, coefficient, v[l], errors[l])
     return _update(params, trace, errors, clean_loss, dL)
 
@@ -128,7 +128,7 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
         y, da, norm2 = _noisy_pass(network, multiply, trace, eps, differences=True)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
         if norm == "network":
-            coefficient = [_quotient(xp, N / len(x), dL[-1], *norm2)] * len(da)  # N δL / ‖δa‖², (k, B)
+            coefficient = [_quotient(xp, N / len(x), dL[-1], *norm2)] * len(da)  # N δL / ‖δa‖² / B, (k, B)
         else:
             coefficient = [_quotient(xp, N / len(x), dL[-1], norm2_l) for norm2_l in norm2]
         for l, da_l in enumerate(da):
@@ -263,15 +263,15 @@ def _update(params, trace, errors, losses, dL):
     return Update(tuple(dW), tuple(db), losses, dL, trace)
 
 
-def _quotient(xp, N, dL, *norm2):
-    """N δL / ‖·‖², ‖·‖² the sum of norm2, in their dtype; 0 where rounding left no perturbation at all, for then δL says nothing."""
-    return fused(xp, _quotient_of)(float(N), dL, *norm2)
+def _quotient(xp, factor, dL, *norm2):
+    """factor δL / ‖·‖², ‖·‖² the sum of norm2, in their dtype; 0 where rounding left no perturbation at all, for then δL says nothing."""
+    return fused(xp, _quotient_of)(factor, dL, *norm2)
 
 
-def _quotient_of(N, dL, *parts):
+def _quotient_of(factor, dL, *parts):
     xp, norm2 = array_module(dL), sum(parts[1:], parts[0])
     moved = norm2 > 0
-    return (N * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1))).astype(norm2.dtype)
+    return (factor * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1))).astype(norm2.dtype)
 
 
 def _checked(network, x, noise):

@@ -22,7 +22,7 @@ from .precision import MEASURED, rounding_error, warn_of_rounding
 from .step import Diverged, State, diverged, initial_state, learnable, start_step
 
 CORRELATION_IMAGES = 1000  # the first so many training images are measured for correlation after every epoch
-AHEAD = 4  # how many steps Python may be ahead of a GPU, for Python is held up now and then, by more than a step takes there
+AHEAD = 4  # how many steps Python may be ahead of a GPU: now and then it is held up for longer than a step takes there
 
 
 class Interrupted(RuntimeError):

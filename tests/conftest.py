@@ -53,7 +53,7 @@ def fake_cupy(monkeypatch):
     import fake_cupy as module
 
     if module.COMPILER is None:
-        pytest.skip("needs a C++ compiler to run the noise kernel's text on the CPU")
+        pytest.skip("needs a C++ compiler to run the kernels' text on the CPU")
     monkeypatch.setitem(sys.modules, "cupy", module)
     module.counts.clear()
     return module

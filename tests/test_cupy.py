@@ -1,5 +1,7 @@
 """Every method on CuPy: on a stand-in as strict as CuPy everywhere, and on CuPy itself where there is a GPU."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -53,15 +55,17 @@ def sum_of_products(subscripts, a, b):
     return (a * b).sum(axis=tuple(i for i, letter in enumerate(of_b) if letter not in kept))
 
 
-def drawn_on_host(xp, a):
-    return a if xp is np else xp.ndarray(a)
+def drawn_on_host(draw, xp, *args, **kwargs):
+    """NumPy's noise on whatever device, which draws its own all the same: what that transfers is counted."""
+    a = draw(xp, *args, **kwargs)
+    return a if xp is np else xp.ndarray(draw(np, *args, **kwargs))
 
 
 def compare(config, xp, exact=False):
     with pytest.MonkeyPatch.context() as patch:
         if exact:  # a kernel's log, cos and sin are the C library's, NumPy's are its own: test_noise.py compares them
             patch.setattr(np, "einsum", sum_of_products)
-            patch.setattr(noise, "draw", lambda xp, *args, draw=noise.draw, **kwargs: drawn_on_host(xp, draw(np, *args, **kwargs)))
+            patch.setattr(noise, "draw", partial(drawn_on_host, noise.draw))
         expected, expected_sums = steps(config, np)
         state, sums = steps(config, xp)
     transfers = dict(xp.counts) if hasattr(xp, "counts") else None

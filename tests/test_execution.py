@@ -200,10 +200,10 @@ def check_marks(xp, n, dtype):
 
 
 def test_a_kernel_does_not_get_more_arrays_than_it_takes(fake_cupy):
-    arrays = [fake_cupy.asarray(np.full(2, np.nan if i in (0, 63, 64, 149) else 1.0)) for i in range(150)]
-    marks = fake_cupy.zeros(150)
+    arrays = [fake_cupy.asarray(np.full(2, np.nan if i in (0, 63, 64, 299) else 1.0)) for i in range(300)]
+    marks = fake_cupy.zeros(300)
     mark_nonfinite(fake_cupy, arrays, marks)
-    assert np.flatnonzero(np.isnan(marks.get())).tolist() == [0, 63, 64, 149]
+    assert np.flatnonzero(np.isnan(marks.get())).tolist() == [0, 63, 64, 299]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -71,6 +71,16 @@ def test_losses_are_per_sample_and_in_float64():
     assert fn.loss("cce", big, np.array([[0.0, 1.0]], dtype=np.float32)) == 1e4  # no overflow
 
 
+def test_a_loss_adds_no_rounding_of_float32():
+    """Float32 logits lose what they lose; what their loss computes is as of the same numbers in float64, and of differences first."""
+    rng = np.random.default_rng(0)
+    y, t = rng.normal(size=(50, 10)).astype(np.float32), rng.uniform(size=(50, 10)).astype(np.float32)
+    for name in fn.LOSSES:
+        assert np.allclose(fn.loss(name, y, t), fn.loss(name, y.astype(np.float64), t.astype(np.float64)), rtol=1e-14, atol=0)
+    whole, t = rng.integers(-9, 10, (50, 10)).astype(np.float64), np.eye(10)[rng.integers(0, 10, 50)]
+    assert np.array_equal(fn.loss("cce", whole + 2.0**40, t), fn.loss("cce", whole, t))
+
+
 def test_one_hot_and_correct():
     t = fn.one_hot(np.array([2, 0]), 3)
     assert t.tolist() == [[0, 0, 1], [1, 0, 0]] and t.dtype == np.float32
