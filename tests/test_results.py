@@ -1,10 +1,12 @@
 """Logs as text, which runs belong to which cell, and what is recorded."""
 
+import csv
 import itertools
 import math
 import re
 
 import cifar10
+import numpy as np
 import pytest
 import recipes
 import results
@@ -206,6 +208,22 @@ def test_record(tmp_path):
     assert (row["peak_train"], row["peak_test"], row["peak_epoch"], row["final_train"], row["final_test"]) == ("25", "30", "2", "25", "20")
     assert (row["minutes"], row["lr"], row["decor_lr"], row["seed"], row["revision"]) == ("1.5", "0.001", "", "0", "abc")
     assert results.gather(tmp_path, None) == {"cifar10-fc1-np-s0": log}
+
+
+def test_runs_that_two_devices_have_made_differ_as_the_readme_says():
+    """The means and the largest of |peak test on CuPy - on NumPy| over the runs that both have made to the same epoch."""
+    runs = {row["run"]: row for row in csv.DictReader((ROOT / "data/results/runs.tsv").open(), delimiter="\t")}
+    found = {True: [], False: []}  # by whether the rule is a plain perturbation's
+    for row in runs.values():
+        other = runs.get(results.without_backend(row["run"]))
+        if row["backend"] == "cupy" and other and other["epochs"] == row["epochs"]:
+            found[row["method"] in ("np", "anp", "inp")].append(float(row["peak_test"]) - float(other["peak_test"]))
+    (a, b), both = (np.abs(found[plain]) for plain in (False, True)), found[False] + found[True]
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{len(both)} of them were made on both for all 50 epochs" in said
+    assert f"accuracies of the {len(a)} of BP and decorrelated methods differ by {a.mean():.1f} on average, {a.max():.1f} at most" in said
+    assert f"the {len(b)} of NP, ANP and INP by {b.mean():.1f} on average, {b.max():.1f} at most" in said
+    assert f"at most; the GPU's are {-np.mean(both):.1f} lower on average" in said
 
 
 def test_a_folder_is_of_the_log_that_it_is_named_for(tmp_path, capsys):
