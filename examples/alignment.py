@@ -10,6 +10,7 @@ decorrelated method is its plain form. A network for epoch E > 0 is trained by t
 Each repeat is a step with noise of its own, which no training step has.
 """
 
+import installed  # noqa: F401  isort: skip  says so in one line where npref is not
 import argparse
 import sys
 from contextlib import ExitStack

@@ -8,6 +8,7 @@ forms must give npref's numbers first (torch-compile: before it is compiled), an
 looks for numbers that are not finite. Compare ratios of one run: machines are noisy, and rounds mix everything that is compared.
 """
 
+import installed  # noqa: F401  isort: skip  says so in one line where npref is not
 import json
 import platform
 import random
@@ -21,11 +22,10 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 
-from npref import METHODS  # isort: skip  before NumPy, see OPENBLAS_THREAD_TIMEOUT in backend.py
 import numpy as np
 from cifar10 import any_letters, exit_code, plotter
 
-from npref import get_backend, init_adam, split_method, synchronize, to_host
+from npref import METHODS, get_backend, init_adam, split_method, synchronize, to_host
 from npref import loss as loss_of
 from npref.backend import BACKENDS
 from npref.batches import prepare

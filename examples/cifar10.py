@@ -4,6 +4,7 @@ Without CIFAR-10 on disk it trains on synthetic images, and says so. Every flag 
 sets do as well, with --dataset.
 """
 
+import installed  # noqa: F401  isort: skip  says so in one line where npref is not
 import argparse
 import importlib
 import signal

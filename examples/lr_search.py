@@ -7,6 +7,7 @@ Every rate is tried from the same initial weights, with the same order of sample
 say. A table is printed and a picture drawn.
 """
 
+import installed  # noqa: F401  isort: skip  says so in one line where npref is not
 import math
 import sys
 from contextlib import suppress

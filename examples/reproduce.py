@@ -10,6 +10,7 @@ The recipes are in recipes.py. A run is a process of its own (examples/cifar10.p
 folder of its own under --runs; two recipes that need the same run share it.
 """
 
+import installed  # noqa: F401  isort: skip  says so in one line where npref is not
 import argparse
 import shlex
 import sys

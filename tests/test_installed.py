@@ -1,0 +1,30 @@
+"""An example that cannot be imported, or is stopped while it is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = ("alignment", "benchmark", "cifar10", "lr_search", "reproduce")
+
+
+def call(script, *flags, path):
+    command = [sys.executable, *flags, ROOT / "examples" / f"{script}.py", "--help"]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(path)}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_module_that_is_not_installed_gets_one_line(script, tmp_path):
+    for path, missing in (tmp_path, "npref"), (ROOT, "numpy"):
+        done = call(script, "-S", path=path)  # -S: without what is installed
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert f"has no module {missing}: pip install -e" in done.stderr and sys.executable in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_during_the_imports_ends_without_a_word(script, tmp_path):
+    (tmp_path / "npref.py").write_text("raise KeyboardInterrupt\n")
+    done = call(script, path=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
