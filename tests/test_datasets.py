@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from dataclasses import replace
 
@@ -330,6 +331,16 @@ def test_two_fetches_at_once(archive, tmp_path, monkeypatch):
 
     assert datasets.fetch(spec, tmp_path / "data", url=packed.as_uri(), report=in_between) == fetched[0]
     assert sorted(p.name for p in (tmp_path / "data").rglob("*")) == ["a.bin", "b.bin", "box", "box.tar.gz"]
+
+
+def test_what_a_killed_fetch_has_left_is_removed(archive, tmp_path):
+    packed, spec = archive
+    (tmp_path / "data").mkdir()
+    for name, age in ("box.tar.gz.1.part", 4000), ("box.tar.gz.2.part", 3000), ("bag.tar.gz.1.part", 4000):  # the second is being written
+        (tmp_path / "data" / name).write_text("half")
+        os.utime(tmp_path / "data" / name, (time.time() - age,) * 2)
+    datasets.fetch(spec, tmp_path / "data", url=packed.as_uri())
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["bag.tar.gz.1.part", "box", "box.tar.gz", "box.tar.gz.2.part"]
 
 
 def test_what_cannot_be_unpacked_leaves_nothing(archive, tmp_path, monkeypatch):

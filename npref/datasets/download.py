@@ -5,14 +5,18 @@ import os
 import re
 import sys
 import tarfile
+import time
 import urllib.request
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from http.client import HTTPException
 from pathlib import Path
 
 MOST = 1 << 28  # bytes of any download
+ABANDONED = 3600  # seconds after which a .part file that has not grown is taken for a killed download's
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ def fetch_command(name, data_dir=None):
 def fetch(archive, target, *, url=None, timeout=30.0, report=None, check=None):
     """Download, verify and unpack `archive` under `target`; returns the folder, or the file if there is nothing to unpack.
 
-    The download goes to a .part file, which is renamed once size and checksum are right. Only the expected members are
-    unpacked. Raises ConnectionError if it cannot be downloaded and ValueError if it is not the expected file.
+    The download goes to a .part file, which is renamed once size and checksum are right; one that a killed download has left is
+    removed. Only the expected members are unpacked. Raises ConnectionError if it cannot be downloaded and ValueError if it is not
+    the expected file.
     check: a function of a path that raises ValueError if the file cannot be used; it judges a download without a published
     checksum, which needs it.
     """
@@ -92,6 +97,10 @@ def _is_here(archive, packed, check):
 def _renew(archive, packed, url, timeout, report, check):
     algorithm, known = _known(archive, packed)
     part = packed.with_name(f"{packed.name}.{os.getpid()}.part")  # another process may be fetching it, too
+    for left in packed.parent.glob(f"{escape(packed.name)}.*.part"):
+        with suppress(FileNotFoundError):  # another process may have renamed or removed it
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
     try:
         _download(url, part, archive.size, timeout, report)
         size, found = part.stat().st_size, file_digest(part, algorithm)
