@@ -226,6 +226,22 @@ def test_runs_that_two_devices_have_made_differ_as_the_readme_says():
     assert f"at most; the GPU's are {-np.mean(both):.1f} lower on average" in said
 
 
+def test_what_the_readme_says_of_the_paper_is_what_its_table_has():
+    """Peaks and differences that are quoted in the sections on claims and on differences, against Table 3's rows above them."""
+    text, method = (ROOT / "README.md").read_text(), "[DINA]*[BN]P"
+    table = re.search(r"\*\*v2-table3\*\*(.*?)\*\*v2-figure4\*\*", text, re.S)[1]
+    rows = re.findall(r"^\| (\w+) \| (\w+) \| .*? \| .*? \| ([\d.]+).*? \| ([+-][\d.]+) \|", table, re.M)
+    peak, difference = ({row[:2]: row[i] for row in rows} for i in (2, 3))
+    claims, differences = re.search("### What the paper claims(.*)### Where a figure differs(.*)## Speed", text, re.S).groups()
+    quoted = {(arch, *found) for arch, words in re.findall(r"\b(fc1|fc3|conv): (.*?)(?=fc3:|conv:| with |SARCOS|\|)", claims)
+              for found in re.findall(rf"\b({method}) (\d\d\.\d)", words)}
+    assert quoted == {(*cell, number) for cell, number in peak.items() if cell[0] in ("fc1", "fc3", "conv")}
+    quoted = [((arch, name), number.replace("−", "-"))
+              for names, arch, numbers in re.findall(r"^\| ([^|]*) on (fc1|fc3|conv) \| (.*?) \|", differences, re.M)
+              for name, number in zip(re.findall(method, names), numbers.split(", "), strict=True)]
+    assert len(quoted) == 11 and all(difference[cell] == number for cell, number in quoted), quoted
+
+
 def test_a_folder_is_of_the_log_that_it_is_named_for(tmp_path, capsys):
     training, angles = log_of(config_of(epochs=3), [10.0, 30.0, 20.0]), {"angle": 80.0, "layer": 1}
     others = {"config": dict.fromkeys(("methods", "arch", "dataset", "limit_train", "loss", "repeats")), "environment": ENV,
