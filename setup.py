@@ -10,6 +10,7 @@ extras = {
     "cuda13": ["cupy-cuda13x>=13.6"],
     "adapters": ["torch>=2.4", "jax>=0.4.34"],
     "examples": ["matplotlib>=3.8.4", "pillow>=10", "tqdm>=4.60"],
+    "notebook": ["matplotlib>=3.8.4", "jupyterlab>=4"],
     "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "matplotlib>=3.8.4", "pillow>=10", "tqdm>=4.60"],
 }
 

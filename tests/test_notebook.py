@@ -1,0 +1,46 @@
+"""The notebook runs, its assertions hold, and the outputs in it are those of its cells."""
+
+import json
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+
+import matplotlib
+import pytest
+from conftest import ROOT
+
+from npref import equations
+
+NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+
+
+def run(monkeypatch):
+    """What every code cell says, and what it said when the notebook was saved: a list of pairs."""
+    matplotlib.use("Agg")
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: matplotlib.pyplot.close("all"))
+    namespace, pairs = {}, []
+    for cell in json.loads((ROOT / "examples/equations.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            said = StringIO()
+            with redirect_stdout(said):
+                exec("".join(cell["source"]), namespace)
+            pairs.append((said.getvalue(), "".join(text for output in cell["outputs"] for text in output.get("text", ()))))
+    return pairs
+
+
+def test_it_says_what_it_shows(monkeypatch):
+    pairs = run(monkeypatch)
+    assert len(pairs) >= 10
+    for now, saved in pairs:
+        assert re.sub(NUMBER, "0", now) == re.sub(NUMBER, "0", saved)
+        for number, as_saved in zip(re.findall(NUMBER, now), re.findall(NUMBER, saved)):
+            digits, _, exponent = as_saved.partition("e")  # elsewhere the last digit may be rounded otherwise
+            assert abs(float(number) - float(as_saved)) < 1.01 * 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2])), (now, saved)
+
+
+@pytest.mark.parametrize("name", ["bp_update", "np_update"])
+def test_its_assertions_see_a_flipped_sign(monkeypatch, name):
+    right = getattr(equations, name)
+    monkeypatch.setattr(equations, name, lambda *arguments: -right(*arguments))
+    with pytest.raises(AssertionError):
+        run(monkeypatch)
