@@ -81,10 +81,20 @@ def _check(R, rows):
         raise ValueError(f"R must be (n_in, n_in) and x_star (M, n_in), got {R.shape} and {rows.shape}")
     if len(rows) == 0:
         raise ValueError("x_star must have at least one row")
-    if rows.dtype != R.dtype or R.dtype.kind not in "fc":
-        raise TypeError(f"R and x_star must share one floating-point dtype, got {R.dtype} and {rows.dtype}")
+    if rows.dtype != R.dtype or R.dtype.kind not in "fc" or R.dtype.itemsize < 4:
+        raise TypeError(f"R and x_star must share one dtype, float32 or wider, got {R.dtype} and {rows.dtype}")
     if not getattr(R.flags, "writeable", True):
         raise ValueError("R must be writable, as it changes in place: copy it")
+    return xp
+
+
+def _check_rows(x):
+    """The array module of x, if it is (M >= 1, n_in) of real numbers in float32 or wider."""
+    xp = array_module(x)
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(f"expected at least one row of inputs, (M, n_in), got {x.shape}")
+    if x.dtype.kind != "f" or x.dtype.itemsize < 4:
+        raise TypeError(f"expected inputs in float32 or wider, got {x.dtype}")
     return xp
 
 
@@ -108,8 +118,9 @@ def overshoot_limit(x, iterations=30):
 
     There the rule is R ← R - α C R with C that matrix, and takes what inputs have in common beyond its negative where αλ > 2. λ is
     approached from below, by power iteration on C + max⟨x²⟩ I, which has no negative eigenvalue. Infinite for uncorrelated inputs.
+    Raises as `mean_squared_correlation`.
     """
-    xp = array_module(x)
+    xp = _check_rows(x)
     M, n = x.shape
     mean_square = column_squares(xp, x) / M  # (n_in,)
     shift = float(mean_square.max()) or 1.0
@@ -138,9 +149,10 @@ def mean_squared_correlation(x_star):
 
     1 when all inputs are multiples of one; 1/M on average for independent zero-mean inputs, for M rows cannot tell less from
     nothing: compare values of equal M. The moments are about zero, not about the mean, because those are what the rule for R
-    drives to zero. An input that is always 0 counts as uncorrelated.
+    drives to zero. An input that is always 0 counts as uncorrelated. Raises ValueError for another shape, TypeError for another dtype than
+    float32 or a wider one.
     """
-    xp = array_module(x_star)
+    xp = _check_rows(x_star)
     M, n = x_star.shape
     if n < 2:
         return xp.zeros(())

@@ -14,9 +14,10 @@ LOSSES = ("cce", "mse", "mse-mean")
 def activate(name, a, slope=0.2):
     """x = f(a), elementwise. `slope` is leaky_relu's for a < 0 (0 <= slope < 1).
 
-    step is 1 for a > 0 and 0 elsewhere; sign is 1 for a > 0 and -1 elsewhere. Raises ValueError for another name.
+    step is 1 for a > 0 and 0 elsewhere; sign is 1 for a > 0 and -1 elsewhere. Raises ValueError for another name or slope, TypeError for
+    integers.
     """
-    xp = array_module(a)
+    xp = _check_pre_activations(name, a, slope)
     match name:  # what is written here may be fused: see execution.py
         case "leaky_relu":
             x = a * float(slope)
@@ -35,13 +36,11 @@ def activate(name, a, slope=0.2):
 
 
 def derivative(name, a, slope=0.2):
-    """f'(a), elementwise, from the pre-activation (at a kink: the left side's value). `slope` as in `activate`, 0 <= slope < 1.
+    """f'(a), elementwise, from the pre-activation (at a kink: the left side's value). `slope` and errors as in `activate`.
 
-    Raises ValueError for step and sign, which have none: use a perturbation rule, which needs no derivative; TypeError for integers.
+    Raises ValueError for step and sign too, which have none: use a perturbation rule, which needs no derivative.
     """
-    xp = array_module(a)
-    if a.dtype.kind not in "fc":
-        raise TypeError(f"pre-activations must be floating-point, as the derivative is, got {a.dtype}")
+    xp = _check_pre_activations(name, a, slope)
     match name:
         case "leaky_relu":
             return xp.maximum((xp.real(a) > 0).astype(a.dtype), float(slope))  # 0 <= slope < 1; faster than where
@@ -104,14 +103,25 @@ def one_hot(labels, classes, dtype="float32"):
 
 
 def correct(y, t):
-    """Whether the largest output is at the largest target: (B, n_out), (B, n_out) -> (B,) of bool."""
+    """Whether the largest output is at the largest target: (B, n_out), (B, n_out) -> (B,) of bool. Raises as `loss`."""
+    _check_targets(y, t)
     return y.argmax(axis=-1) == t.argmax(axis=-1)
+
+
+def _check_pre_activations(name, a, slope):
+    xp = array_module(a)
+    if a.dtype.kind not in "fc":
+        raise TypeError(f"pre-activations must be floating-point, got {a.dtype}")
+    if name == "leaky_relu" and not 0 <= slope < 1:
+        raise ValueError(f"slope must be in [0, 1), got {slope}")
+    return xp
 
 
 def _check_targets(y, t):
     xp = array_module(y, t)
-    if y.shape[-t.ndim :] != t.shape or t.ndim == 0:
-        raise ValueError(f"outputs must be (..., B, n_out) and targets (B, n_out), got {y.shape} and {t.shape}")
+    if t.ndim != 2 or y.shape[-2:] != t.shape:  # labels would be broadcast where there are as many samples as outputs
+        raise ValueError(f"outputs must be (..., B, n_out) and targets (B, n_out), got {y.shape} and {t.shape}; "
+                         "turn labels into one-hot rows with npref.one_hot")
     return xp
 
 

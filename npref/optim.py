@@ -60,9 +60,13 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
 
 def finite(name, number):
     """The number as Python's float, as a NumPy number would promote what it multiplies. Raises ValueError if it is not finite."""
-    if not abs(number := float(number)) < float("inf"):
-        raise ValueError(f"{name} must be finite, got {number}")
-    return number
+    try:
+        as_float = float(number)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got an integer beyond floating-point numbers") from None
+    if not abs(as_float) < float("inf"):
+        raise ValueError(f"{name} must be finite, got {as_float}")
+    return as_float
 
 
 def _wide_enough(xp, parameters, updates):
@@ -97,8 +101,9 @@ def _check(parameters, *others):
     for p, *fitting in zip(parameters, *others):
         if any(a.shape != p.shape for a in fitting):
             raise ValueError(f"a parameter of shape {p.shape} needs an update and moments of that shape, got {[a.shape for a in fitting]}")
-        if p.dtype.kind != "f" or any(a.dtype != p.dtype for a in fitting[1:]) or fitting[0].dtype.kind not in "fiub":
-            raise TypeError("a parameter and its moments must share a floating-point dtype, and its update be real, "
+        narrow = p.dtype.kind != "f" or p.dtype.itemsize < 4
+        if narrow or any(a.dtype != p.dtype for a in fitting[1:]) or fitting[0].dtype.kind not in "fiub":
+            raise TypeError("a parameter and its moments must share a dtype, float32 or wider, and its update be real, "
                             f"got {', '.join(str(a.dtype) for a in (p, *fitting))}")
         for a in (p, *fitting[1:]):  # what changes in place
             if not a.flags.c_contiguous or not getattr(a.flags, "writeable", True):

@@ -264,14 +264,15 @@ def _update(params, trace, errors, losses, dL):
 
 
 def _quotient(xp, factor, dL, *norm2):
-    """factor δL / ‖·‖², ‖·‖² the sum of norm2, in their dtype; 0 where rounding left no perturbation at all, for then δL says nothing."""
+    """factor δL / ‖·‖², ‖·‖² the sum of norm2, in their dtype; 0 where rounding left no perturbation at all, for then δL says nothing;
+    not a number where ‖·‖² is beyond its dtype, for 0 would pass for an update."""
     return fused(xp, _quotient_of)(factor, dL, *norm2)
 
 
 def _quotient_of(factor, dL, *parts):
     xp, norm2 = array_module(dL), sum(parts[1:], parts[0])
     moved = norm2 > 0
-    return (factor * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1))).astype(norm2.dtype)
+    return (factor * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1)) + (norm2 - norm2)).astype(norm2.dtype)
 
 
 def _checked(network, x, noise):

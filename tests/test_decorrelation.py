@@ -202,7 +202,7 @@ def test_a_pass_that_does_not_fit():
     assert trace.x_star == [None, None]
     with pytest.raises(ValueError, match="each of 2 layers, got 1"):
         decorrelation_step(params.R[:1], trace, 0.1)
-    with pytest.raises(TypeError, match="share one floating-point dtype, got float64 and float32"):
+    with pytest.raises(TypeError, match="share one dtype, float32 or wider, got float64 and float32"):
         decorrelation_step([params.R[0], params.R[1].astype(np.float64)], trace, 0.1)
     with pytest.raises(ValueError, match="n_in"):
         decorrelation_step([params.R[0], params.R[0]], trace, 0.1)
@@ -229,8 +229,8 @@ def test_arrays_that_do_not_fit():
     with pytest.raises(ValueError, match="at least one row"):
         update_decorrelation(np.eye(3), np.ones((0, 3)), 0.1)
     for R, x in ((np.eye(3), np.ones((5, 3), dtype=np.uint8)), (np.eye(3, dtype=int), np.ones((5, 3), dtype=int)),
-                 (np.eye(3, dtype=np.float32), np.ones((5, 3)))):
-        with pytest.raises(TypeError, match="share one floating-point dtype"):
+                 (np.eye(3, dtype=np.float32), np.ones((5, 3))), (np.eye(3, dtype=np.float16), np.ones((5, 3), dtype=np.float16))):
+        with pytest.raises(TypeError, match="share one dtype, float32 or wider"):
             update_decorrelation(R, x, 0.1)
     with pytest.raises(TypeError, match=r"leaves it out .* use decorrelation_step\(params.R, trace, alpha\)"):
         update_decorrelation(np.eye(3), None, 0.1)
@@ -255,6 +255,16 @@ def test_measure_of_two_inputs_is_their_squared_cosine():
 def test_measure_is_a_float64_for_any_number_of_inputs():
     for n in (1, 3):
         assert mean_squared_correlation(np.ones((4, n), dtype=np.float32)).dtype == np.float64
+
+
+@pytest.mark.parametrize("measure", [mean_squared_correlation, overshoot_limit])
+def test_inputs_that_cannot_be_measured(measure):
+    for dtype in ("float16", "complex128", "int64"):
+        with pytest.raises(TypeError, match=f"expected inputs in float32 or wider, got {dtype}"):
+            measure(np.ones((5, 3), dtype=dtype))
+    for shape in ((3,), (0, 3), (5, 3, 1)):
+        with pytest.raises(ValueError, match="at least one row of inputs"):
+            measure(np.ones(shape))
 
 
 def test_arrays_of_two_backends_are_refused(fake_cupy):

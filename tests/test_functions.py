@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -152,12 +154,28 @@ def test_integers_are_refused_where_they_would_round():
     y, t = np.array([[1, 2]]), np.array([[0, 1]])
     with pytest.raises(TypeError, match="outputs must be floating-point, as their gradient is, got int64"):
         fn.loss_gradient("cce", y, t)
-    with pytest.raises(TypeError, match="pre-activations must be floating-point, as the derivative is, got int64"):
-        fn.derivative("leaky_relu", y)
+    for function in fn.activate, fn.derivative:
+        with pytest.raises(TypeError, match="pre-activations must be floating-point, got int64"):
+            function("leaky_relu", y)
     with pytest.raises(ValueError, match="classes must be a whole number, got 2.5"):
         fn.one_hot(np.array([0, 1]), 2.5)
     with pytest.raises(TypeError, match="expected numpy.ndarray"):
         fn.loss("cce", [[1.0, 2.0]], t)
+
+
+@pytest.mark.parametrize("slope", [-0.1, 1, float("nan")])
+def test_slopes_that_leaky_relu_cannot_have(slope):
+    for function in fn.activate, fn.derivative:
+        with pytest.raises(ValueError, match=r"slope must be in \[0, 1\), got"):
+            function("leaky_relu", A, slope)
+        function("tanh", A, slope)  # it has none
+
+
+def test_labels_are_no_targets_even_where_there_are_as_many_as_outputs():
+    y, labels = np.eye(3), np.array([0.0, 2.0, 1.0])
+    for call in partial(fn.loss, "cce"), partial(fn.loss_gradient, "mse"), fn.correct:
+        with pytest.raises(ValueError, match=r"targets \(B, n_out\), got \(3, 3\) and \(3,\); turn labels into one-hot rows"):
+            call(y, labels)
 
 
 def test_a_label_that_is_none_has_no_one():

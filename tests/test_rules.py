@@ -265,6 +265,14 @@ def test_noise_whose_square_vanishes_changes_nothing():
     assert all((d == 0).all() for d in update.dW)
 
 
+@pytest.mark.parametrize("rule", ["inp", "anp"])
+def test_noise_whose_square_overflows_is_no_update_of_zero(rule):
+    rng, network, params, x, t, _ = setting(3, False, depth=1)
+    with np.errstate(all="ignore"):
+        update = getattr(rules, f"{rule}_update")(network, params, x, t, [random_noise(rng, network, 1, len(x), sigma=1e200)])
+    assert all(np.isnan(d).all() for d in update.dW)
+
+
 def test_the_product_with_R_is_formed_when_more_rows_than_units_have_come():
     """W R overflows here and W (R x) does not, which tells the two apart: 2 units, so the third row changes the form."""
     params = Params((np.full((2, 1), 1e200),), (None,), (np.full((1, 1), 1e200),))
