@@ -336,11 +336,20 @@ def test_two_fetches_at_once(archive, tmp_path, monkeypatch):
 def test_what_a_killed_fetch_has_left_is_removed(archive, tmp_path):
     packed, spec = archive
     (tmp_path / "data").mkdir()
-    for name, age in ("box.tar.gz.1.part", 4000), ("box.tar.gz.2.part", 3000), ("bag.tar.gz.1.part", 4000):  # the second is being written
+    kept = ["bag.tar.gz.1.part", "box.tar.gz.2.part", "box.tar.gz.mine.part"]  # of another file, still being written, a user's
+    for name in ["box.tar.gz.1.part", *kept]:
         (tmp_path / "data" / name).write_text("half")
-        os.utime(tmp_path / "data" / name, (time.time() - age,) * 2)
+        os.utime(tmp_path / "data" / name, (time.time() - (3000 if ".2." in name else 4000),) * 2)
     datasets.fetch(spec, tmp_path / "data", url=packed.as_uri())
-    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["bag.tar.gz.1.part", "box", "box.tar.gz", "box.tar.gz.2.part"]
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == sorted([*kept, "box", "box.tar.gz"])
+
+
+def test_what_is_left_and_cannot_be_removed_does_not_stop_a_fetch(archive, tmp_path):
+    packed, spec = archive
+    left = tmp_path / "data" / "box.tar.gz.1.part"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    assert datasets.fetch(spec, tmp_path / "data", url=packed.as_uri()).is_dir() and left.is_dir()
 
 
 def test_what_cannot_be_unpacked_leaves_nothing(archive, tmp_path, monkeypatch):
@@ -411,6 +420,19 @@ def zipped(tmp_path):
     raw = packed.read_bytes()
     return packed, Archive("https://example.org/box.zip", len(raw), None, "box", ("train/*/images/*.JPEG", "names.txt"),
                            md5=hashlib.md5(raw).hexdigest())
+
+
+def test_a_killed_unpacking_leaves_nothing_among_the_data(zipped, tmp_path, monkeypatch):
+    packed, spec = zipped
+    replace_file, places = os.replace, set()
+
+    def seen(old, new):
+        places.add(old.parent)
+        replace_file(old, new)
+
+    monkeypatch.setattr(os, "replace", seen)
+    datasets.fetch(spec, tmp_path / "data", url=packed.as_uri())
+    assert places == {tmp_path / "data"}
 
 
 def test_fetch_zip(zipped, tmp_path):

@@ -11,7 +11,6 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from glob import escape
 from http.client import HTTPException
 from pathlib import Path
 
@@ -96,11 +95,7 @@ def _is_here(archive, packed, check):
 
 def _renew(archive, packed, url, timeout, report, check):
     algorithm, known = _known(archive, packed)
-    part = packed.with_name(f"{packed.name}.{os.getpid()}.part")  # another process may be fetching it, too
-    for left in packed.parent.glob(f"{escape(packed.name)}.*.part"):
-        with suppress(FileNotFoundError):  # another process may have renamed or removed it
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink()
+    part = part_of(packed)
     try:
         _download(url, part, archive.size, timeout, report)
         size, found = part.stat().st_size, file_digest(part, algorithm)
@@ -120,6 +115,16 @@ def _renew(archive, packed, url, timeout, report, check):
         part.unlink(missing_ok=True)
 
 
+def part_of(path):
+    """Where this process may write what is to take the place of `path`; what killed ones have left of that is removed."""
+    with suppress(OSError):  # another process may have done it, or it is not ours to remove
+        for left in path.parent.iterdir():
+            ours = left.name.startswith(f"{path.name}.") and re.fullmatch(r"\d+\.part", left.name[len(path.name) + 1 :])
+            if ours and time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
 def _unpack_tar(archive, packed, folder):
     with tarfile.open(packed) as tar:
         for name in archive.members:
@@ -129,11 +134,12 @@ def _unpack_tar(archive, packed, folder):
                 member = None
             if member is None:
                 raise ValueError(f"{packed}: expected a file {archive.folder}/{name} in it")
-            _write(folder / name, member.read())
+            _write(part_of(packed), folder / name, member.read())
 
 
 def _unpack_zip(archive, packed, folder):
     """In the order of archive.members, so that the last one shows that all are there."""
+    part = part_of(packed)
     with zipfile.ZipFile(packed) as box:
         for pattern in archive.members:
             wanted = f"{archive.folder}/{pattern}"
@@ -143,7 +149,7 @@ def _unpack_zip(archive, packed, folder):
             for name in names:
                 path = folder.joinpath(*name.split("/")[1:])
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _write(path, box.read(name))
+                _write(part, path, box.read(name))
 
 
 def _matches(name, pattern):
@@ -153,8 +159,8 @@ def _matches(name, pattern):
             and all(fnmatchcase(part, want) for part, want in zip(parts, wanted)))
 
 
-def _write(path, content):
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+def _write(part, path, content):
+    """By way of `part`, which is not among the data: a loader would take it for a file of theirs."""
     try:
         part.write_bytes(content)
         os.replace(part, path)

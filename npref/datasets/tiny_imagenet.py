@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from .dataset import Dataset
-from .download import Archive, fetch_command
+from .download import Archive, fetch_command, part_of
 
 TINY_IMAGENET = Archive(
     url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
@@ -121,7 +121,7 @@ def _images(folder, training, test):
         except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
             note = f" (decoded anew, as {CACHE} is damaged: {' '.join(str(error).split())})"
     x_train, x_test = _decode(folder, training), _decode(folder, test)
-    part = cache.with_name(f".{CACHE}.{os.getpid()}.part")
+    part = part_of(cache)
     try:
         try:
             with h5py.File(part, "w") as file:
