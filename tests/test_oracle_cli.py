@@ -5,7 +5,9 @@ import importlib
 import os
 import shutil
 import signal
+import sys
 from multiprocessing import active_children
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -183,6 +185,26 @@ def test_a_signal_ends_write_after_a_case(capsys, tmp_path, monkeypatch, number)
     code, _, err = run(capsys, "write", tmp_path / "v.h5", "--cases", "hand/*")
     assert code == 128 + number and err == "" and len(written) == 1 and not list(tmp_path.iterdir())
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_ctrl_c_ends_a_check_even_if_its_exception_gets_lost(capsys, lost):
+    handler, seen = signal.getsignal(signal.SIGINT), []
+
+    def adapter(case):
+        seen.append(case.name)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # as what runs in a callback of the interpreter's may do
+            if not lost:
+                raise
+
+    sys.modules["interrupted"] = SimpleNamespace(adapter=adapter)
+    try:
+        code, _, err = run(capsys, "check", SMALL, "--adapter", "interrupted:adapter")
+    finally:
+        del sys.modules["interrupted"]
+    assert code == 130 and err == "" and len(seen) <= 2 and signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_stop_ends_the_processes_that_compute(tmp_path, monkeypatch):

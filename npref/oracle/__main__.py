@@ -70,10 +70,26 @@ def run_write(args):
 
 
 def run_check(args):
+    stopping = []
+
+    def stop(number, frame):
+        stopping.append(number)
+        raise KeyboardInterrupt  # at once; should it get lost in a callback, the next case sees that it has come
+
+    handler = signal.signal(signal.SIGINT, stop)
+    try:
+        return _check(args, stopping)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _check(args, stopping):
     adapter, count = load_adapter(args.adapter), Counter()
     if not args.quiet:
         print(f"{'case':40} {'dtype':8} arrays  worst error, in tolerances")
     for r in check(args.vectors, adapter, args.convention, args.cases, (args.dtype,) if args.dtype else DTYPES):
+        if stopping:
+            raise KeyboardInterrupt
         verdict = "skipped" if r.skipped else "WRONG" if r.wrong else "ok"
         count[verdict] += 1
         if verdict == "skipped" and not args.quiet:
