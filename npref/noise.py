@@ -24,7 +24,7 @@ KINDS = ("gaussian", "rademacher")
 def words(xp, seed, stream, counter, blocks, samples=1):
     """`blocks` consecutive Philox blocks from counter = (block, sample, layer, step) on, for each of `samples` consecutive noise samples
     (on a CPU there is one): (samples * 4 * blocks,) of uint64."""
-    _check_seed(seed)
+    _check_words(seed=seed)
     if xp is np:
         whole = sum(int(c) << 64 * i for i, c in enumerate(counter))  # NumPy counts up before it makes a block, hence the - 1
         return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256).random_raw(4 * blocks)
@@ -62,21 +62,22 @@ def normals(w, dtype, sigma=1.0, out=None):
 def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, stream=NOISE):
     """The noise of one layer: (K, B, *shape), for K = len(samples) noise samples and B = len(rows) batch rows.
 
-    `samples` and `rows` are ranges of absolute indices, so a part of a batch gets the very numbers that the whole would; rows
-    are consecutive.
+    `samples` and `rows` are absolute indices, so a part of a batch gets the very numbers that the whole would; rows are a range.
     "gaussian": N(0, sigma^2). "rademacher": +sigma or -sigma, one bit a unit, the same covariance. `layer` counts from 0.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown noise {kind!r}: expected one of {', '.join(KINDS)}")
-    if np.dtype(dtype) not in (np.float32, np.float64):
+    if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"noise is float32 or float64, got {dtype}")
-    if rows.step != 1:
-        raise ValueError(f"rows must be consecutive, got {rows}")
+    if not isinstance(rows, range) or rows.step != 1:
+        raise ValueError(f"rows must be a range of consecutive ones, got {rows}")
+    _check_words(stream=stream, step=step, layer=layer, **{"a row": rows.start, "a noise sample": min(samples, default=0)})
     units = prod(shape)
     blocks = -(-units // (8 if kind == "gaussian" else 256))  # a row's
     out = xp.empty((len(samples), len(rows), units), dtype=dtype)
     signs = _sign_table(xp, dtype, sigma) if kind == "rademacher" else None
-    together = max(1, len(samples)) if xp is not np and samples.step == 1 else 1  # noise samples at a time: on a GPU launches cost
+    consecutive = isinstance(samples, range) and samples.step == 1
+    together = max(1, len(samples)) if consecutive and xp is not np else 1  # noise samples at a time: on a GPU launches cost
 
     def fill(parts, k):
         for part in parts:
@@ -121,15 +122,17 @@ def permutation(seed, epoch, n):
 
 def _normals_on_gpu(xp, out, sigma, blocks, samples, seed, stream, counter):
     """The `normals` of each row of out, (samples * B, units): `blocks` blocks are a row's, its last perhaps in part."""
-    _check_seed(seed)
+    _check_words(seed=seed)
     kernel = _noise_kernel(xp, "philox_normals", out.dtype.char)
     per_sample = len(out) // samples * blocks
     _launch(kernel, out, per_sample, samples, (seed, stream, *counter), np.uint64(out.shape[1]), np.uint64(blocks), np.float64(sigma))
 
 
-def _check_seed(seed):
-    if not 0 <= seed < 2**64 or int(seed) != seed:
-        raise ValueError(f"seed must be a whole number in [0, 2^64), got {seed}")
+def _check_words(**numbers):
+    """What goes into the key or the counter: another number would be taken for one of these."""
+    for name, number in numbers.items():
+        if not 0 <= number < 2**64 or int(number) != number:
+            raise ValueError(f"{name} must be a whole number in [0, 2^64), got {number}")
 
 
 def _launch(kernel, out, blocks, samples, where, *more):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from npref import noise
+from npref import noise, to_host
 
 # Random123's known answers for Philox 4x64, 10 rounds: counter, key, block (github DEShawResearch/random123, tests/kat_vectors).
 KNOWN = [
@@ -167,6 +167,11 @@ def test_errors():
         draw(rows=range(0, 6, 2))
     with pytest.raises(ValueError, match="seed"):
         draw(seed=-1)
+    with pytest.raises(ValueError, match="noise is float32 or float64, got None"):
+        draw(dtype=None)
+    for rows in 3, [0, 1]:
+        with pytest.raises(ValueError, match="rows must be a range"):
+            draw(rows=rows)
 
 
 @pytest.mark.parametrize("kind", noise.KINDS)
@@ -176,6 +181,18 @@ def test_seeds_are_64_bit_words(kind, fake_cupy):
         for seed in (2**64, -1, np.int64(-1), 1.5):
             with pytest.raises(ValueError, match=rf"seed must be a whole number in \[0, 2\^64\), got {seed}$"):
                 noise.draw(xp, kind, (13,), 1.0, **{**WHERE, "seed": seed})
+
+
+def test_what_is_no_word_of_the_counter_is_not_taken_for_one():
+    for name, values in ("step", (1.5, -1, 2**64)), ("layer", (0.5, -1, 2**64)), ("stream", (0.5, -1)):
+        for value in values:
+            with pytest.raises(ValueError, match=rf"{name} must be a whole number in \[0, 2\^64\), got {value}$"):
+                draw(**{name: value})
+    with pytest.raises(ValueError, match="a row must be .* got -2"):
+        draw(rows=range(-2, 1))
+    for samples in range(-1, 1), range(1, -2, -1):
+        with pytest.raises(ValueError, match="a noise sample must be .* got -1"):
+            draw(samples=samples)
 
 
 @pytest.mark.parametrize("kind", noise.KINDS)
@@ -211,7 +228,9 @@ def test_a_permutation_keeps_the_order_of_equal_words(monkeypatch):
     assert noise.permutation(0, 0, 1000).tolist() == [*range(0, 1000, 2), *range(1, 1000, 2)]
 
 
-def test_numpys_integers_count_as_pythons():
+def test_numpys_integers_count_as_pythons(fake_cupy):
     where = dict(seed=3, rows=range(3), dtype="float64")
-    one = noise.draw(np, "gaussian", (4,), 1.0, step=np.int64(5), layer=np.int32(1), samples=np.arange(2), **where)
-    assert np.array_equal(one, noise.draw(np, "gaussian", (4,), 1.0, step=5, layer=1, samples=range(2), **where))
+    for xp in np, fake_cupy:
+        drawn = (noise.draw(xp, "gaussian", (4,), 1.0, step=np.int64(5), layer=np.int32(1), samples=np.arange(2), **where),
+                 noise.draw(xp, "gaussian", (4,), 1.0, step=5, layer=1, samples=range(2), **where))
+        assert np.array_equal(*map(to_host, drawn))
