@@ -286,6 +286,17 @@ def test_regression():
             replace(data, **changes)
 
 
+def test_numbers_in_another_byte_order():
+    x, t = np.arange(8.0).reshape(4, 2), np.arange(12.0).reshape(4, 3)
+    with pytest.raises(TypeError, match="arm: x_train must be in this machine's byte order, got >f8: convert it with astype"):
+        Dataset("arm", "made here", x.astype(">f8"), t, x, t, 3)
+
+
+def test_a_command_in_a_message_can_be_pasted(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"fetch cifar10 --data-dir '{tmp_path / 'my data'}'"):
+        datasets.load("cifar10", tmp_path / "my data")
+
+
 def test_import_is_light():
     code = "import sys, npref.datasets; print([m for m in ('PIL', 'scipy.io', 'cupy', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -48,6 +48,11 @@ def test_every_method_learns(method):
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.3 and rows[-1]["test_accuracy"] > 0.3
 
 
+def test_a_folder_without_a_name():
+    with pytest.raises(ValueError, match="out must be a folder, got an empty name"):
+        train(Config(method="bp", arch="fc1"), datasets.synthetic(40, 20), "")
+
+
 def test_standardised_inputs_and_real_targets():
     """As if the data had been standardised beforehand: in training, evaluation on both parts, and the measure of correlation."""
     rng = np.random.default_rng(3)

@@ -36,6 +36,9 @@ class Dataset:
         for what in ("x_train", "y_train", "x_test", "y_test"):
             if not isinstance(getattr(self, what), np.ndarray):
                 raise TypeError(f"{self.name}: {what} must be a NumPy array, got {type(getattr(self, what)).__name__}")
+            if not getattr(self, what).dtype.isnative:
+                raise TypeError(f"{self.name}: {what} must be in this machine's byte order, got {getattr(self, what).dtype}: convert it "
+                                "with astype")
         array_module(self.x_train, self.y_train, self.x_test, self.y_test)  # which refuses masked ones
         for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
             if self.regression:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from http.client import HTTPException
 from pathlib import Path
+from shlex import quote
 
 MOST = 1 << 28  # bytes of any download
 ABANDONED = 3600  # seconds after which a .part file that has not grown is taken for a killed download's
@@ -45,7 +46,7 @@ class Archive:
 
 
 def fetch_command(name, data_dir=None):
-    return f"python -m npref.datasets fetch {name}" + (f" --data-dir {data_dir}" if data_dir is not None else "")
+    return f"python -m npref.datasets fetch {name}" + (f" --data-dir {quote(str(data_dir))}" if data_dir is not None else "")
 
 
 def fetch(archive, target, *, url=None, timeout=30.0, report=None, check=None):
