@@ -7,5 +7,8 @@ try:
 except ModuleNotFoundError as error:
     print(f'error: {sys.executable} has no module {error.name}: pip install -e ".[examples]" in the folder with setup.py', file=sys.stderr)
     sys.exit(2)
+except ImportError as error:  # of a library that is there, and broken
+    print(f"error: npref cannot be imported ({' '.join(str(error).split())[:300]}): install that library anew", file=sys.stderr)
+    sys.exit(2)
 except KeyboardInterrupt:
     sys.exit(130)

@@ -23,6 +23,13 @@ def test_a_module_that_is_not_installed_gets_one_line(script, tmp_path):
         assert f"has no module {missing}: pip install -e" in done.stderr and sys.executable in done.stderr
 
 
+def test_a_library_that_is_broken_gets_one_line(tmp_path):
+    (tmp_path / "npref.py").write_text("raise ImportError('libhdf5.so: cannot open\\nshared object file')\n")
+    done = call("cifar10", path=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: npref cannot be imported (libhdf5.so: cannot open shared object file): install that library anew\n"
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_ctrl_c_during_the_imports_ends_without_a_word(script, tmp_path):
     (tmp_path / "npref.py").write_text("raise KeyboardInterrupt\n")
