@@ -17,9 +17,23 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
-from cifar10 import FLAGS, Bar, add_place_flags, any_letters, begin, exit_code, load_data, new_folder, note, plotter, warn_in_lines
+from cifar10 import (
+    FLAGS,
+    Bar,
+    add_place_flags,
+    any_letters,
+    begin,
+    exit_code,
+    load_data,
+    new_folder,
+    note,
+    plotter,
+    spare_pictures,
+    warn_in_lines,
+)
 
 from npref import METHODS, bp_update, get_backend, init_params, precision, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
@@ -127,12 +141,14 @@ def measure_in(out, held, args, given, stop):
         held.callback(unlock, lock(out))
     if not saved and (out / "alignment.h5").exists():
         raise FileExistsError(f"{out} holds a measurement already (alignment.h5): resume it, or choose another folder")
+    if plots is not None:
+        spare_pictures(out, ("alignment.h5",), "alignment.png", "alignment-epoch*.png", "sigma2.png", "training.png", "split.png")
     bar = Bar(args.quiet, unit="pass")
     try:
         with warn_in_lines():
             log = measure_all(Work(config, data, backend.xp, out, record, bar, stop, say, args.quiet), groups)
     except Interrupted as error:
-        raise Interrupted(f"{error}; what is finished is saved, go on with --resume {out}") from None
+        raise Interrupted(f"{error}; what is finished is saved, go on with --resume {quote(str(out))}") from None
     except Diverged as error:
         raise Diverged(f"{error}; what is finished is in {out}") from None
     finally:

@@ -306,6 +306,8 @@ def parse(arguments):
         path = getattr(args, name)
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             parser.error(f"--{name} names a file in a folder that is there, got {path}")
+        if path is not None and path.is_file():
+            parser.error(f"--{name}: {path} is there already, remove it or name another file")
     if args.scaling is not None:
         for name in ("archs", "samples", "noise", "batch_size"):
             if getattr(args, name) != parser.get_default(name):

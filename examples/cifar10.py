@@ -15,6 +15,7 @@ from dataclasses import fields
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from shlex import quote
 
 from npref import METHODS, BackendUnavailable, datasets, get_backend
 from npref.backend import BACKENDS
@@ -187,9 +188,8 @@ def run(args, given, stop):
     bar, new = Bar(args.quiet), out is None
     if new:
         out = new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
-    ours = any((out / name).exists() for name in ("log.h5", "checkpoint.h5"))
-    if plot is not None and not ours and (out / "curves.png").exists():
-        raise FileExistsError(f"{out / 'curves.png'} is there already: choose another folder, or --no-plot")
+    if plot is not None:
+        spare_pictures(out, ("log.h5", "checkpoint.h5"), "curves.png")
     try:
         epochs = begin(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
     except BaseException:
@@ -208,7 +208,7 @@ def run(args, given, stop):
             bar.close()
             say(line(row, config.epochs))
     except Interrupted as error:
-        raise Interrupted(f"{error}; all is saved, go on with --resume {out}") from None
+        raise Interrupted(f"{error}; all is saved, go on with --resume {quote(str(out))}") from None
     except Diverged as error:
         raise Diverged(f"{error}; the log so far and the last good checkpoint are in {out}") from None
     finally:
@@ -221,6 +221,13 @@ def run(args, given, stop):
     elif args.plot is None:
         print("picture: none, matplotlib cannot be imported; pip install -e \".[examples]\"")
     return 0
+
+
+def spare_pictures(out, logs, *pictures):
+    """Raise FileExistsError if the folder has a file of such a name (or pattern), and none of the logs whose picture it would be."""
+    taken = [path for picture in pictures for path in sorted(out.glob(picture))]
+    if taken and not any((out / name).exists() for name in logs):
+        raise FileExistsError(f"{taken[0]} is there already: choose another folder, or --no-plot")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from cifar10 import (
     new_folder,
     note,
     plotter,
+    spare_pictures,
     warn_in_lines,
 )
 
@@ -124,6 +125,8 @@ def run(args, stop):
     out = args.out or new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-search-{config.method}-{config.arch}-{data.name}")
     out.mkdir(parents=True, exist_ok=True)
     path = out / "search.h5"
+    if plots is not None:
+        spare_pictures(out, ("search.h5",), "search.png")
     about = {**asdict(config), "seeds": args.seeds, "start": args.start, "factor": args.factor, "patience": args.patience,
              "most": args.most}
     about.pop("lr")

@@ -219,7 +219,10 @@ def show_table(args, stop):
     if args.into is None:
         print(text, end="\n" if text else "")
         return 0
-    before, begin, rest = args.into.read_bytes().decode().partition(BEGIN)
+    try:
+        before, begin, rest = args.into.read_bytes().decode().partition(BEGIN)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{args.into}: expected text in UTF-8, got another file ({error})") from error
     _, end, after = rest.partition(END)
     if not end:
         raise ValueError(f"{args.into}: expected a line {BEGIN} and after it a line {END}, for the table to go between")

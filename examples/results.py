@@ -97,7 +97,8 @@ def check_complete(log):
     """Raise ValueError unless the log has what one of its kind must have."""
     lacking = [name for name in ("config", "environment", "status") if name not in log]
     kind, rows = kind_of(log) if "config" in log else "", log["rows"]
-    needed = {"train": ("epoch", "train_loss", "test_loss"), "search": ("lr", "train_loss"), "alignment": ("angle", "layer"), "": ()}
+    needed = {"train": ("epoch", "train_loss", "test_loss"), "search": ("lr", "train_loss"), "": (), "alignment": (
+        "method", "epoch", "sigma2", "samples", "passes", "layer", "angle", "angle_min", "angle_max", "angle_sem", "bias2", "variance")}
     lacking += [name for name in needed[kind] if rows and name not in rows[0]]
     if rows and "test_accuracy" in rows[0] and "train_accuracy" not in rows[0]:
         lacking.append("train_accuracy")

@@ -283,6 +283,17 @@ def test_the_folder_is_taken_before_it_is_read(run, monkeypatch, resume):
     assert taken and all(taken) and not exists(Path("r/.lock"))
 
 
+@pytest.mark.parametrize("name, more", [("alignment.png", []), ("alignment-epoch1.png", ["--epochs", 0, 1]), ("split.png", ["--split"])])
+def test_a_picture_of_someones_is_not_overwritten(run, tmp_path, name, more):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / name).write_text("mine")
+    arguments = ["--methods", "np", "--samples", 1, 2, "--repeats", 2, "--out", "r", "--plot", *more]
+    code, _, err = run(*arguments)
+    assert code == 2 and f"r/{name} is there already: choose another folder, or --no-plot" in err and err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [name] and (tmp_path / "r" / name).read_text() == "mine"
+
+
 def test_an_existing_measurement_is_refused_or_resumed(run):
     arguments = ["--methods", "np", "danp", "--samples", 1, "--repeats", 2]
     assert run(*arguments, "--out", "r")[0] == 0

@@ -87,6 +87,7 @@ def test_scaling_is_drawn(tmp_path, monkeypatch, capsys):
     (["--methods", "xnp"], "invalid choice: 'xnp'"),
     (["--methods", "bp", "dbp", "--samples", "10"], "--samples and --noise have no effect on bp and dbp"),
     (["--json", "nowhere/rows.json"], "--json names a file in a folder that is there, got nowhere/rows.json"),
+    (["--json", __file__], "is there already, remove it or name another file"),
     (["--scaling", "."], "--scaling names a file in a folder that is there, got ."),
     (["--backend", "cupy"], "CuPy"),
 ])

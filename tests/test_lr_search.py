@@ -151,6 +151,15 @@ def test_another_search_is_not_overwritten(tmp_path, capsys):
     assert (tmp_path / "search.h5").read_bytes() == before
 
 
+def test_a_picture_of_someones_is_not_overwritten(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "search.png").write_text("mine")
+    arguments = [*TINY, "--most", "1", "--out", str(tmp_path)]
+    assert lr_search.main(arguments) == 2 and "search.png is there already: choose another folder, or --no-plot" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["search.png"] and (tmp_path / "search.png").read_text() == "mine"
+    assert lr_search.main([*arguments, "--no-plot"]) == 0 and lr_search.main(arguments) == 0  # a search's own
+
+
 @pytest.mark.parametrize("fewer", [["--most", "3"], ["--most", "9", "--patience", "1"]])
 def test_a_search_that_went_further_is_not_cut_short(fewer, tmp_path, capsys):
     out = ["--out", str(tmp_path), "--no-plot"]

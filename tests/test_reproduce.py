@@ -175,6 +175,9 @@ def test_a_table_goes_between_its_marks(run, tmp_path):
     page.write_text("no marks")
     code, _, err = run("table", "v2-figure3", "--into", str(page))
     assert code == 2 and "expected a line <!-- results: begin -->" in err and page.read_text() == "no marks"
+    page.write_bytes(b"\xff")
+    code, _, err = run("table", "v2-figure3", "--into", str(page))
+    assert code == 2 and f"{page}: expected text in UTF-8, got another file" in err and page.read_bytes() == b"\xff"
 
 
 def test_angles_are_shown_once_measured(run, tmp_path):

@@ -23,6 +23,9 @@ from npref.runlog import write_log
 
 ENV = {"backend": "numpy", "device": "CPU", "threads": "1", "revision": "abc", "samples": "50000 of 50000 + 10000 of 10000"}
 
+ANGLE = {"method": 0, "sigma2": 1e-6, "samples": 1, "passes": 1, "epoch": 0, "layer": 1, "angle": 80.0, "angle_min": 79.0,
+         "angle_max": 81.0, "angle_sem": 0.5, "bias2": 0.1, "variance": 2.0}
+
 
 def log_of(config, test, train=None, status="finished"):
     rows = [{"epoch": i + 1, "step": 50 * (i + 1), "train_loss": 1.0, "train_accuracy": b / 100, "test_loss": 1.25,
@@ -53,11 +56,16 @@ def test_a_log_as_text(tmp_path):
             results.read_text(tmp_path / "a.tsv")
     for config, rows, words in (
         ({k: v for k, v in log["config"].items() if k != "limit_test"}, log["rows"], "the configuration's limit_test"),
-        ({}, [{"angle": 80.0, "layer": 1}], "the configuration's methods, the configuration's arch, .*, the configuration's repeats"),
+        ({}, [ANGLE], "the configuration's methods, the configuration's arch, .*, the configuration's repeats"),
         (log["config"], [{k: v for k, v in row.items() if k != "train_accuracy"} for row in log["rows"]], "train_accuracy"),
     ):
         results.write_text(tmp_path / "a.tsv", {**log, "config": config, "rows": rows})
         with pytest.raises(ValueError, match=rf"a.tsv: damaged \(without {words}\); take a copy of it"):
+            results.read_text(tmp_path / "a.tsv")
+    angles = dict.fromkeys(("methods", "arch", "dataset", "limit_train", "loss", "repeats"))
+    for name in set(ANGLE) - {"angle", "layer"}:
+        results.write_text(tmp_path / "a.tsv", {**log, "config": angles, "rows": [{k: v for k, v in ANGLE.items() if k != name}]})
+        with pytest.raises(ValueError, match=f"a.tsv: damaged .without {name}"):
             results.read_text(tmp_path / "a.tsv")
     (tmp_path / "a.tsv").write_text("# {}\n")
     with pytest.raises(ValueError, match="damaged .without config, environment, status"):
@@ -243,7 +251,7 @@ def test_what_the_readme_says_of_the_paper_is_what_its_table_has():
 
 
 def test_a_folder_is_of_the_log_that_it_is_named_for(tmp_path, capsys):
-    training, angles = log_of(config_of(epochs=3), [10.0, 30.0, 20.0]), {"angle": 80.0, "layer": 1}
+    training, angles = log_of(config_of(epochs=3), [10.0, 30.0, 20.0]), ANGLE
     others = {"config": dict.fromkeys(("methods", "arch", "dataset", "limit_train", "loss", "repeats")), "environment": ENV,
               "status": "finished", "rows": [angles] * 4}
     for folder in "cifar10-fc1-np-s0", "alignment-mine":
