@@ -298,7 +298,7 @@ def test_a_command_in_a_message_can_be_pasted(tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, npref.datasets; print([m for m in ('PIL', 'scipy.io', 'cupy', 'matplotlib') if m in sys.modules])"
+    code = "import sys, npref.train; print([m for m in ('PIL', 'scipy', 'cupy', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

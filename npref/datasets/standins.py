@@ -1,7 +1,6 @@
 """Data sets that need no download: deterministic, made in a second or two, and alike in kind to those of the paper."""
 
 import numpy as np
-from scipy.fft import fftfreq, irfft2, rfft2, rfftfreq
 
 from .. import noise
 from . import robot
@@ -57,6 +56,8 @@ def synthetic_sarcos(*, limit_train=None, limit_test=None):
 
 def _images(name, step, side, classes, n_train, n_test, limit_train, limit_test):
     """x_train, y_train, x_test, y_test. step: which white noise, so that no two sets share it."""
+    from scipy.fft import fftfreq, irfft2, rfft2, rfftfreq  # here, as it takes its time to import
+
     for what, limit, n in (("limit_train", limit_train, n_train), ("limit_test", limit_test, n_test)):
         check_limit(what, limit, n, name)
     patterns = PATTERN_STRENGTH * _white_images(side, range(classes), step, layer=1)
