@@ -76,8 +76,8 @@ def plot_curves(panels, path):
                 axes.plot(epochs, values.mean(axis=0), label=label, lw=1.3, markevery=max(1, shortest // 8), **style)
                 axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.2, lw=0)
             seeds = sorted({len(runs) for *_, runs in lines})
-            axes.set(title=f"{title}: {part}", xlabel="epoch",
-                     ylabel=("accuracy (%)" if quantity == "accuracy" else "loss") + f", {' to '.join(map(str, seeds))} seed(s)")
+            of = f"{' to '.join(map(str, seeds))} seed{'s' if seeds != [1] else ''}"
+            axes.set(title=f"{title}: {part}", xlabel="epoch", ylabel=("accuracy (%)" if quantity == "accuracy" else "loss") + f", {of}")
             if quantity == "loss":
                 axes.set_yscale("log")
             axes.set_xlim(left=0)

@@ -139,11 +139,11 @@ def test_train_and_test_curves(tmp_path, figures):
         assert list(drawn["DNP"].get_xdata()) == [1, 2] and list(drawn["DNP"].get_ydata()) == mean
         band = axes.collections[0].get_paths()[0].vertices
         assert sorted({y for x, y in band if x == 1}) == [low[0], 2 * mean[0] - low[0]]
-        assert axes.get_xlim()[0] == 0 and axes.get_xlabel() == "epoch" and "accuracy (%), 1 to 2 seed(s)" == axes.get_ylabel()
+        assert axes.get_xlim()[0] == 0 and axes.get_xlabel() == "epoch" and "accuracy (%), 1 to 2 seeds" == axes.get_ylabel()
         assert len({(line.get_marker(), line.get_color()) for line in drawn.values()}) == len(lines)
         assert len({line.get_marker() for label, line in drawn.items() if "DNP" in label}) >= 3
         assert drawn["DNP, noisy baseline"].get_linestyle() == ":" and drawn["DNP"].get_linestyle() == "-"
-    assert loss.get_yscale() == "log" and train.get_yscale() == "linear" and loss.get_ylabel() == "loss, 2 seed(s)"
+    assert loss.get_yscale() == "log" and train.get_yscale() == "linear" and loss.get_ylabel() == "loss, 2 seeds"
 
 
 @pytest.mark.parametrize("count", [1, 13, 40])
