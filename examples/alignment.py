@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 from cifar10 import (
@@ -38,7 +37,7 @@ from cifar10 import (
 from npref import METHODS, bp_update, get_backend, init_params, precision, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
 from npref.batches import input_moments, prepare, targets
-from npref.command_line import Parser
+from npref.command_line import Parser, quoted
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.runlog import changes, check_same_run, environment, going_on, lock, read_checkpoint, read_log, unlock, write_log
@@ -148,7 +147,7 @@ def measure_in(out, held, args, given, stop):
         with warn_in_lines():
             log = measure_all(Work(config, data, backend.xp, out, record, bar, stop, say, args.quiet), groups)
     except Interrupted as error:
-        raise Interrupted(f"{error}; what is finished is saved, go on with --resume {quote(str(out))}") from None
+        raise Interrupted(f"{error}; what is finished is saved, go on with --resume {quoted(out)}") from None
     except Diverged as error:
         raise Diverged(f"{error}; what is finished is in {out}") from None
     finally:

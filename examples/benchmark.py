@@ -43,6 +43,7 @@ from npref.runlog import replace_file, source_revision
 from npref.step import compute_update, initial_state, learnable, noise_groups, start_step, training_step
 from npref.train import AHEAD, Interrupted
 
+OURS = {"json": b'{\n "device"', "scaling": b"\x89PNG"}  # how a file begins that this has written, and may replace
 AGAINST = ("plain", "torch", "torch-algebra", "torch-compile")
 
 
@@ -306,8 +307,8 @@ def parse(arguments):
         path = getattr(args, name)
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             parser.error(f"--{name} names a file in a folder that is there, got {path}")
-        if path is not None and path.is_file():
-            parser.error(f"--{name}: {path} is there already, remove it or name another file")
+        if path is not None and path.is_file() and not path.read_bytes().startswith(OURS[name]):
+            parser.error(f"--{name}: {path} is there already and none of ours, remove it or name another file")
     if args.scaling is not None:
         for name in ("archs", "samples", "noise", "batch_size"):
             if getattr(args, name) != parser.get_default(name):

@@ -15,12 +15,11 @@ from dataclasses import fields
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from shlex import quote
 
 from npref import METHODS, BackendUnavailable, datasets, get_backend
 from npref.backend import BACKENDS
 from npref.batches import INPUTS
-from npref.command_line import Parser, broken_pipe, folder
+from npref.command_line import Parser, broken_pipe, folder, quoted
 from npref.config import Config, default_lr
 from npref.functions import ACTIVATIONS, LOSSES
 from npref.network import ARCHITECTURES, DTYPES, INITS
@@ -208,7 +207,7 @@ def run(args, given, stop):
             bar.close()
             say(line(row, config.epochs))
     except Interrupted as error:
-        raise Interrupted(f"{error}; all is saved, go on with --resume {quote(str(out))}") from None
+        raise Interrupted(f"{error}; all is saved, go on with --resume {quoted(out)}") from None
     except Diverged as error:
         raise Diverged(f"{error}; the log so far and the last good checkpoint are in {out}") from None
     finally:

@@ -7,8 +7,9 @@ try:
 except ModuleNotFoundError as error:
     print(f'error: {sys.executable} has no module {error.name}: pip install -e ".[examples]" in the folder with setup.py', file=sys.stderr)
     sys.exit(2)
-except ImportError as error:  # of a library that is there, and broken
-    print(f"error: npref cannot be imported ({' '.join(str(error).split())[:300]}): install that library anew", file=sys.stderr)
+except Exception as error:  # whatever a library that is there, and broken, raises
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    print(f"error: npref cannot be imported ({reason}): mend or reinstall the library that this is about", file=sys.stderr)
     sys.exit(2)
 except KeyboardInterrupt:
     sys.exit(130)

@@ -3,8 +3,10 @@
 import argparse
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,6 +21,11 @@ def folder(name):
     if not name:
         raise argparse.ArgumentTypeError("expected a folder, got an empty name; the current one is .")
     return Path(name)
+
+
+def quoted(path):
+    """A path as it can be pasted into a command line of this system."""
+    return quote(str(path)) if os.name == "posix" else subprocess.list2cmdline([str(path)])
 
 
 def broken_pipe():

@@ -24,7 +24,7 @@ KINDS = ("gaussian", "rademacher")
 def words(xp, seed, stream, counter, blocks, samples=1):
     """`blocks` consecutive Philox blocks from counter = (block, sample, layer, step) on, for each of `samples` consecutive noise samples
     (on a CPU there is one): (samples * 4 * blocks,) of uint64."""
-    _check_words(seed=seed)
+    _check_words(seed, stream, counter, blocks)
     if xp is np:
         whole = sum(int(c) << 64 * i for i, c in enumerate(counter))  # NumPy counts up before it makes a block, hence the - 1
         return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256).random_raw(4 * blocks)
@@ -63,7 +63,8 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
     """The noise of one layer: (K, B, *shape), for K = len(samples) noise samples and B = len(rows) batch rows.
 
     `samples` and `rows` are absolute indices, so a part of a batch gets the very numbers that the whole would; rows are a range.
-    "gaussian": N(0, sigma^2). "rademacher": +sigma or -sigma, one bit a unit, the same covariance. `layer` counts from 0.
+    "gaussian": N(0, sigma^2). "rademacher": +sigma or -sigma, one bit a unit, the same covariance. `layer` counts from 0. Raises ValueError
+    for another kind or dtype, for rows that are no range of consecutive ones, and for a seed or an index outside [0, 2^64).
     """
     if kind not in KINDS:
         raise ValueError(f"unknown noise {kind!r}: expected one of {', '.join(KINDS)}")
@@ -71,7 +72,6 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
         raise ValueError(f"noise is float32 or float64, got {dtype}")
     if not isinstance(rows, range) or rows.step != 1:
         raise ValueError(f"rows must be a range of consecutive ones, got {rows}")
-    _check_words(stream=stream, step=step, layer=layer, **{"a row": rows.start, "a noise sample": min(samples, default=0)})
     units = prod(shape)
     blocks = -(-units // (8 if kind == "gaussian" else 256))  # a row's
     out = xp.empty((len(samples), len(rows), units), dtype=dtype)
@@ -122,15 +122,17 @@ def permutation(seed, epoch, n):
 
 def _normals_on_gpu(xp, out, sigma, blocks, samples, seed, stream, counter):
     """The `normals` of each row of out, (samples * B, units): `blocks` blocks are a row's, its last perhaps in part."""
-    _check_words(seed=seed)
-    kernel = _noise_kernel(xp, "philox_normals", out.dtype.char)
     per_sample = len(out) // samples * blocks
+    _check_words(seed, stream, counter, per_sample)
+    kernel = _noise_kernel(xp, "philox_normals", out.dtype.char)
     _launch(kernel, out, per_sample, samples, (seed, stream, *counter), np.uint64(out.shape[1]), np.uint64(blocks), np.float64(sigma))
 
 
-def _check_words(**numbers):
-    """What goes into the key or the counter: another number would be taken for one of these."""
-    for name, number in numbers.items():
+def _check_words(seed, stream, counter, blocks):
+    """Raise ValueError for a key or a counter that is none: it would be taken for another one's."""
+    block, sample, layer, step = counter
+    for name, number in (("seed", seed), ("stream", stream), ("the first block", block), ("the last block", block + max(blocks, 1) - 1),
+                         ("a noise sample", sample), ("layer", layer), ("step", step)):
         if not 0 <= number < 2**64 or int(number) != number:
             raise ValueError(f"{name} must be a whole number in [0, 2^64), got {number}")
 

@@ -100,7 +100,7 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
 def inp_update(network, params, x, t, noise, *, loss="cce"):
     """Iterative node perturbation, Eq. 5 (v2 §2.1.2): error_l = N_l δL_l v_l / ‖v_l‖², δL_l from a pass with noise v_l in layer l alone.
 
-    Raises as `network.check_batch` and `check_noise`.
+    The error is 0 where ‖v_l‖² rounds to 0, not a number where it overflows. Raises as `network.check_batch` and `check_noise`.
     """
     xp = check_batch(network, params, x, t)
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, None)
@@ -117,7 +117,8 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
     """Activity-based node perturbation, Eq. 6 (v2 §2.1.3): error_l = N δL δa_l / ‖δa‖², with δa = ã - a and N = Σ_{l=1}^L N_l.
 
     norm="layer" divides by ‖δa_l‖² instead (v1's Eq. 6). baseline: as for np_update; δa is then a difference of noisy
-    passes. Raises as `network.check_batch` and `check_noise`, and ValueError for another norm.
+    passes. The error is 0 where ‖δa‖² rounds to 0, not a number where it overflows. Raises as `network.check_batch` and
+    `check_noise`, and ValueError for another norm.
     """
     xp = check_batch(network, params, x, t)
     if norm not in ANP_NORMS:

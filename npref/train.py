@@ -60,6 +60,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     """
     if not isinstance(data, Dataset):
         raise TypeError(f"expected a Dataset, as npref.datasets.load returns, got {type(data).__name__}")
+    if out == "":
+        raise ValueError("out must be a folder, got an empty name; the current one is .")
     config = replace(config, dataset=data.name)
     backend = get_backend(config.backend)
     keep_freed_memory()
@@ -70,8 +72,6 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
         raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
     environment = {**runlog.environment(backend), "data": data.fingerprint(), "samples": data.completeness,
                    "inputs": resolved(data, config.inputs)}
-    if out == "":
-        raise ValueError("out must be a folder, got an empty name; the current one is .")
     out = None if out is None else Path(out)
     if out is not None and out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: expected a folder for the run, new or empty")

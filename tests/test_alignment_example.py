@@ -283,7 +283,8 @@ def test_the_folder_is_taken_before_it_is_read(run, monkeypatch, resume):
     assert taken and all(taken) and not exists(Path("r/.lock"))
 
 
-@pytest.mark.parametrize("name, more", [("alignment.png", []), ("alignment-epoch1.png", ["--epochs", 0, 1]), ("split.png", ["--split"])])
+@pytest.mark.parametrize("name, more", [("alignment.png", []), ("alignment-epoch1.png", ["--epochs", 0, 1]), ("split.png", ["--split"]),
+                                        ("training.png", ["--epochs", 0, 1]), ("sigma2.png", ["--sigma2", 1e-6, 1e-4])])
 def test_a_picture_of_someones_is_not_overwritten(run, tmp_path, name, more):
     pytest.importorskip("matplotlib")
     (tmp_path / "r").mkdir()

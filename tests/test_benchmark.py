@@ -56,6 +56,7 @@ def test_the_table_and_the_json(tmp_path, capsys):
     code = benchmark.main([*SMALL, "--methods", "bp", "danp", "--samples", "1", "2", "--noise", "gaussian", "rademacher",
                            "--against", "plain", "--json", str(out)])
     text, rows = capsys.readouterr().out, json.loads(out.read_text())["rows"]
+    assert benchmark.parse(["--json", str(out)]).json == out  # its own may be replaced
     assert code == 0 and "standard_normal" in text and "TFLOP/s" in text and "peak of this process" in text
     assert [(r["method"], r["samples"], r["noise"]) for r in rows] == [
         ("bp", 1, "-"), ("danp", 1, "gaussian"), ("danp", 1, "rademacher"), ("danp", 2, "gaussian"), ("danp", 2, "rademacher")]
@@ -87,7 +88,8 @@ def test_scaling_is_drawn(tmp_path, monkeypatch, capsys):
     (["--methods", "xnp"], "invalid choice: 'xnp'"),
     (["--methods", "bp", "dbp", "--samples", "10"], "--samples and --noise have no effect on bp and dbp"),
     (["--json", "nowhere/rows.json"], "--json names a file in a folder that is there, got nowhere/rows.json"),
-    (["--json", __file__], "is there already, remove it or name another file"),
+    (["--json", __file__], "is there already and none of ours, remove it or name another file"),
+    (["--scaling", __file__], "is there already and none of ours, remove it or name another file"),
     (["--scaling", "."], "--scaling names a file in a folder that is there, got ."),
     (["--backend", "cupy"], "CuPy"),
 ])

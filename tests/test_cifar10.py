@@ -309,6 +309,17 @@ def test_a_picture_of_someones_is_not_overwritten(run, tmp_path):
     assert "holds a run already (log.h5, checkpoint.h5): resume it" in run("--out", "r", "--plot")[2]
 
 
+def test_a_folder_is_quoted_in_the_way_on(run, monkeypatch):
+    def stopped(*_, **__):
+        raise cifar10.Interrupted("stopped")
+        yield
+
+    monkeypatch.setattr(cifar10, "begin", stopped)
+    monkeypatch.setattr(cifar10, "exit_code", lambda work: work(lambda: False))
+    with pytest.raises(cifar10.Interrupted, match="go on with --resume 'my run'$"):
+        run("--out", "my run")
+
+
 def test_a_run_whose_checkpoint_is_gone(run, tmp_path):
     assert run("--out", "r")[0] == 0
     (tmp_path / "r" / "checkpoint.h5").unlink()

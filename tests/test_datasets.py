@@ -288,8 +288,10 @@ def test_regression():
 
 def test_numbers_in_another_byte_order():
     x, t = np.arange(8.0).reshape(4, 2), np.arange(12.0).reshape(4, 3)
-    with pytest.raises(TypeError, match="arm: x_train must be in this machine's byte order, got >f8: convert it with astype"):
-        Dataset("arm", "made here", x.astype(">f8"), t, x, t, 3)
+    data = Dataset("arm", "made here", x, t, x, t, 3)
+    for name in "x_train", "y_train", "x_test", "y_test":
+        with pytest.raises(TypeError, match=f"arm: {name} must be in this machine's byte order, got >f8: convert it with astype"):
+            replace(data, **{name: getattr(data, name).astype(">f8")})
 
 
 def test_a_command_in_a_message_can_be_pasted(tmp_path):
@@ -433,17 +435,19 @@ def zipped(tmp_path):
                            md5=hashlib.md5(raw).hexdigest())
 
 
-def test_a_killed_unpacking_leaves_nothing_among_the_data(zipped, tmp_path, monkeypatch):
-    packed, spec = zipped
-    replace_file, places = os.replace, set()
+@pytest.mark.parametrize("kind", ["archive", "zipped"])
+def test_what_a_killed_unpacking_leaves_is_hidden(kind, request, tmp_path, monkeypatch):
+    packed, spec = request.getfixturevalue(kind)
+    replace_file, parts = os.replace, []
 
     def seen(old, new):
-        places.add(old.parent)
+        parts.append((old, new))
         replace_file(old, new)
 
     monkeypatch.setattr(os, "replace", seen)
-    datasets.fetch(spec, tmp_path / "data", url=packed.as_uri())
-    assert places == {tmp_path / "data"}
+    folder = datasets.fetch(spec, tmp_path / "data", url=packed.as_uri())
+    inside = [(old, new) for old, new in parts if folder in new.parents]
+    assert len(inside) >= 2 and all(old.parent == new.parent and old.name.startswith(".") for old, new in inside)
 
 
 def test_fetch_zip(zipped, tmp_path):

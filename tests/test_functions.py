@@ -176,6 +176,8 @@ def test_labels_are_no_targets_even_where_there_are_as_many_as_outputs():
     for call in partial(fn.loss, "cce"), partial(fn.loss_gradient, "mse"), fn.correct:
         with pytest.raises(ValueError, match=r"targets \(B, n_out\), got \(3, 3\) and \(3,\); turn labels into one-hot rows"):
             call(y, labels)
+        with pytest.raises(ValueError, match=r"got \(3,\) and \(3,\)"):
+            call(labels, labels)
 
 
 def test_a_label_that_is_none_has_no_one():

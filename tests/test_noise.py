@@ -183,16 +183,22 @@ def test_seeds_are_64_bit_words(kind, fake_cupy):
                 noise.draw(xp, kind, (13,), 1.0, **{**WHERE, "seed": seed})
 
 
-def test_what_is_no_word_of_the_counter_is_not_taken_for_one():
-    for name, values in ("step", (1.5, -1, 2**64)), ("layer", (0.5, -1, 2**64)), ("stream", (0.5, -1)):
-        for value in values:
-            with pytest.raises(ValueError, match=rf"{name} must be a whole number in \[0, 2\^64\), got {value}$"):
-                draw(**{name: value})
-    with pytest.raises(ValueError, match="a row must be .* got -2"):
-        draw(rows=range(-2, 1))
-    for samples in range(-1, 1), range(1, -2, -1):
-        with pytest.raises(ValueError, match="a noise sample must be .* got -1"):
-            draw(samples=samples)
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_what_is_no_word_of_the_counter_is_not_taken_for_one(kind, fake_cupy):
+    for xp in np, fake_cupy:
+        for name, values in ("step", (1.5, -1, 2**64)), ("layer", (0.5, -1, 2**64)), ("stream", (0.5, -1, 2**64)):
+            for value in values:
+                with pytest.raises(ValueError, match=rf"{name} must be a whole number in \[0, 2\^64\), got {value}$"):
+                    noise.draw(xp, kind, (9,), 1.0, **{**WHERE, name: value})
+        for samples in range(-1, 1), range(1, -2, -1), [0, 0.5], [2**64]:
+            with pytest.raises(ValueError, match="a noise sample must be "):
+                noise.draw(xp, kind, (9,), 1.0, **{**WHERE, "samples": samples})
+        for rows, which in (range(-2, 1), "first"), (range(2**64 - 2, 2**64 + 1), "last"):
+            with pytest.raises(ValueError, match=f"the {which} block must be "):
+                noise.draw(xp, kind, (3,), 1.0, **{**WHERE, "rows": rows})
+    for epoch in 0.5, -1:
+        with pytest.raises(ValueError, match="step must be "):
+            noise.permutation(0, epoch, 5)
 
 
 @pytest.mark.parametrize("kind", noise.KINDS)
@@ -234,3 +240,6 @@ def test_numpys_integers_count_as_pythons(fake_cupy):
         drawn = (noise.draw(xp, "gaussian", (4,), 1.0, step=np.int64(5), layer=np.int32(1), samples=np.arange(2), **where),
                  noise.draw(xp, "gaussian", (4,), 1.0, step=5, layer=1, samples=range(2), **where))
         assert np.array_equal(*map(to_host, drawn))
+        apart, three = (to_host(noise.draw(xp, "gaussian", (4,), 1.0, step=5, layer=1, samples=samples, **where))
+                        for samples in ([0, 2], range(3)))  # on a GPU two launches and one
+        assert np.array_equal(apart, three[::2])

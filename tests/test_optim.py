@@ -170,6 +170,15 @@ def test_nothing_has_changed_where_a_later_dtype_does_not_fit(second):
             adam_step([np.ones(3)] * 2, [np.ones(3)] * 2, spoilt, 0.1)
 
 
+def test_a_rate_beyond_floating_point_numbers():
+    w = [np.ones(3)]
+    for step in (lambda lr: sgd_step(w, w, lr)), (lambda lr: adam_step(w, w, init_adam(w), lr)):
+        for lr in 10**400, float("inf"), float("nan"):
+            with pytest.raises(ValueError, match="lr must be finite, got"):
+                step(lr)
+    assert (w[0] == 1).all()
+
+
 def test_a_numpy_rate_is_the_same_as_pythons():
     """As an array of no dimensions it would make float32 products float64 ones."""
     for step in (sgd_step, lambda w, d, lr: adam_step(w, d, init_adam(w), lr)):

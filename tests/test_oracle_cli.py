@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import active_children
 from types import SimpleNamespace
 
@@ -189,7 +190,7 @@ def test_a_signal_ends_write_after_a_case(capsys, tmp_path, monkeypatch, number)
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_ctrl_c_ends_a_check_even_if_its_exception_gets_lost(capsys, lost):
-    handler, seen = signal.getsignal(signal.SIGINT), []
+    handler, seen, late = signal.getsignal(signal.SIGINT), [], []
 
     def adapter(case):
         seen.append(case.name)
@@ -198,13 +199,32 @@ def test_ctrl_c_ends_a_check_even_if_its_exception_gets_lost(capsys, lost):
         except KeyboardInterrupt:  # as what runs in a callback of the interpreter's may do
             if not lost:
                 raise
+        late.append(case.name)
 
     sys.modules["interrupted"] = SimpleNamespace(adapter=adapter)
     try:
         code, _, err = run(capsys, "check", SMALL, "--adapter", "interrupted:adapter")
     finally:
         del sys.modules["interrupted"]
-    assert code == 130 and err == "" and len(seen) <= 2 and signal.getsignal(signal.SIGINT) is handler
+    assert code == 130 and err == "" and len(seen) <= 2 and bool(late) == lost and signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_check_leaves_signals_to_a_caller_who_has_seen_to_them(capsys):
+    """As to a shell, whose commands in the background ignore Ctrl-C; another thread could not change them."""
+    def adapter(case):
+        signal.raise_signal(signal.SIGINT)
+
+    sys.modules["interrupted"] = SimpleNamespace(adapter=adapter, other=lambda case: None)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code, _, err = run(capsys, "check", SMALL, "--adapter", "interrupted:adapter", "--cases", "hand/*")
+        assert code == 2 and "every case was skipped" in err and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with ThreadPoolExecutor(1) as pool:
+        words = ["check", str(SMALL), "--adapter", "interrupted:other", "--cases", "hand/*"]
+        assert pool.submit(main, words).result() == 2 and "every case was skipped" in capsys.readouterr().err
+    del sys.modules["interrupted"]
 
 
 def test_a_stop_ends_the_processes_that_compute(tmp_path, monkeypatch):

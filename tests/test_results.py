@@ -236,7 +236,7 @@ def test_runs_that_two_devices_have_made_differ_as_the_readme_says():
 
 def test_what_the_readme_says_of_the_paper_is_what_its_table_has():
     """Peaks and differences that are quoted in the sections on claims and on differences, against Table 3's rows above them."""
-    text, method = (ROOT / "README.md").read_text(), "[DINA]*[BN]P"
+    text, method = (ROOT / "README.md").read_text(encoding="utf-8"), "[DINA]*[BN]P"
     table = re.search(r"\*\*v2-table3\*\*(.*?)\*\*v2-figure4\*\*", text, re.S)[1]
     rows = re.findall(r"^\| (\w+) \| (\w+) \| .*? \| .*? \| ([\d.]+).*? \| ([+-][\d.]+) \|", table, re.M)
     peak, difference = ({row[:2]: row[i] for row in rows} for i in (2, 3))

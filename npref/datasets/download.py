@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from http.client import HTTPException
 from pathlib import Path
-from shlex import quote
+
+from ..command_line import quoted
 
 MOST = 1 << 28  # bytes of any download
 ABANDONED = 3600  # seconds after which a .part file that has not grown is taken for a killed download's
@@ -46,7 +47,7 @@ class Archive:
 
 
 def fetch_command(name, data_dir=None):
-    return f"python -m npref.datasets fetch {name}" + (f" --data-dir {quote(str(data_dir))}" if data_dir is not None else "")
+    return f"python -m npref.datasets fetch {name}" + (f" --data-dir {quoted(data_dir)}" if data_dir is not None else "")
 
 
 def fetch(archive, target, *, url=None, timeout=30.0, report=None, check=None):
@@ -118,11 +119,11 @@ def _renew(archive, packed, url, timeout, report, check):
 
 def part_of(path):
     """Where this process may write what is to take the place of `path`; what killed ones have left of that is removed."""
-    with suppress(OSError):  # another process may have done it, or it is not ours to remove
-        for left in path.parent.iterdir():
-            ours = left.name.startswith(f"{path.name}.") and re.fullmatch(r"\d+\.part", left.name[len(path.name) + 1 :])
-            if ours and time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink()
+    for left in path.parent.iterdir():
+        if left.name.startswith(f"{path.name}.") and re.fullmatch(r"\d+\.part", left.name[len(path.name) + 1 :]):
+            with suppress(OSError):  # another process may have done it, or it is not ours to remove
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
     return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
@@ -135,12 +136,11 @@ def _unpack_tar(archive, packed, folder):
                 member = None
             if member is None:
                 raise ValueError(f"{packed}: expected a file {archive.folder}/{name} in it")
-            _write(part_of(packed), folder / name, member.read())
+            _write(folder / name, member.read())
 
 
 def _unpack_zip(archive, packed, folder):
     """In the order of archive.members, so that the last one shows that all are there."""
-    part = part_of(packed)
     with zipfile.ZipFile(packed) as box:
         for pattern in archive.members:
             wanted = f"{archive.folder}/{pattern}"
@@ -150,7 +150,7 @@ def _unpack_zip(archive, packed, folder):
             for name in names:
                 path = folder.joinpath(*name.split("/")[1:])
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _write(part, path, box.read(name))
+                _write(path, box.read(name))
 
 
 def _matches(name, pattern):
@@ -160,8 +160,8 @@ def _matches(name, pattern):
             and all(fnmatchcase(part, want) for part, want in zip(parts, wanted)))
 
 
-def _write(part, path, content):
-    """By way of `part`, which is not among the data: a loader would take it for a file of theirs."""
+def _write(path, content):
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # hidden: should this be killed, no loader takes it for a part of the data
     try:
         part.write_bytes(content)
         os.replace(part, path)

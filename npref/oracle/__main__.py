@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from collections import Counter
 
 from ..command_line import Parser, broken_pipe
@@ -76,7 +77,10 @@ def run_check(args):
         stopping.append(number)
         raise KeyboardInterrupt  # at once; should it get lost in a callback, the next case sees that it has come
 
-    handler = signal.signal(signal.SIGINT, stop)
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        return _check(args, stopping)  # the caller's business, as of a command in the background, which ignores it
+    signal.signal(signal.SIGINT, stop)
     try:
         return _check(args, stopping)
     finally:
