@@ -5,12 +5,12 @@ import re
 from contextlib import redirect_stdout
 from io import StringIO
 
-import matplotlib
 import pytest
 from conftest import ROOT
 
 from npref import equations
 
+matplotlib = pytest.importorskip("matplotlib")
 NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
@@ -22,7 +22,7 @@ def run(monkeypatch):
     for cell in json.loads((ROOT / "examples/equations.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             said = StringIO()
-            with redirect_stdout(said):
+            with redirect_stdout(said), matplotlib.rc_context():
                 exec("".join(cell["source"]), namespace)
             pairs.append((said.getvalue(), "".join(text for output in cell["outputs"] for text in output.get("text", ()))))
     return pairs
