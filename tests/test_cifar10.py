@@ -309,6 +309,14 @@ def test_a_picture_of_someones_is_not_overwritten(run, tmp_path):
     assert "holds a run already (log.h5, checkpoint.h5): resume it" in run("--out", "r", "--plot")[2]
 
 
+@pytest.mark.parametrize("name", ["log.h5", "checkpoint.h5"])
+def test_a_picture_beside_a_run_is_the_runs(run, tmp_path, name):
+    (tmp_path / "r").mkdir()
+    for each in name, "curves.png":
+        (tmp_path / "r" / each).write_text("")
+    assert f"holds a run already ({name})" in run("--out", "r", "--plot")[2]
+
+
 def test_a_folder_is_quoted_in_the_way_on(run, monkeypatch):
     def stopped(*_, **__):
         raise cifar10.Interrupted("stopped")
