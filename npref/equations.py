@@ -1,7 +1,8 @@
 """The paper's equations, one literal function each, on one sample, in the paper's symbols.
 
 Read this file beside the paper (v2: "Effective Learning with Node Perturbation in Multi-Layer Neural Networks", Dalm, van
-Gerven & Ahmad). It is written for the eye and as the yardstick that `rules.py` is tested against; it shares no code with it.
+Gerven & Ahmad); examples/equations.ipynb steps through it. It is written for the eye and as the yardstick that `rules.py` is
+tested against; it shares no code with it.
 
 Every vector is a column, (n, 1). A convolution fits in without a change when its columns are positions: x* is then
 (n_in, P), one im2col patch a column, eps and a are (n_out, P), and x*ᵀ sums over positions. W is always a matrix (n_out, n_in),
