@@ -190,7 +190,7 @@ def test_a_signal_ends_write_after_a_case(capsys, tmp_path, monkeypatch, number)
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_ctrl_c_ends_a_check_even_if_its_exception_gets_lost(capsys, lost):
-    handler, seen, late = signal.getsignal(signal.SIGINT), [], []
+    seen, late = [], []
 
     def adapter(case):
         seen.append(case.name)
@@ -202,11 +202,14 @@ def test_ctrl_c_ends_a_check_even_if_its_exception_gets_lost(capsys, lost):
         late.append(case.name)
 
     sys.modules["interrupted"] = SimpleNamespace(adapter=adapter)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests that a shell runs in the background do not have
     try:
         code, _, err = run(capsys, "check", SMALL, "--adapter", "interrupted:adapter")
+        assert code == 130 and err == "" and len(seen) <= 2 and bool(late) == lost
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         del sys.modules["interrupted"]
-    assert code == 130 and err == "" and len(seen) <= 2 and bool(late) == lost and signal.getsignal(signal.SIGINT) is handler
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_check_leaves_signals_to_a_caller_who_has_seen_to_them(capsys):
@@ -219,12 +222,13 @@ def test_a_check_leaves_signals_to_a_caller_who_has_seen_to_them(capsys):
     try:
         code, _, err = run(capsys, "check", SMALL, "--adapter", "interrupted:adapter", "--cases", "hand/*")
         assert code == 2 and "every case was skipped" in err and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with ThreadPoolExecutor(1) as pool:
+            words = ["check", str(SMALL), "--adapter", "interrupted:other", "--cases", "hand/*"]
+            assert pool.submit(main, words).result() == 2 and "every case was skipped" in capsys.readouterr().err
     finally:
         signal.signal(signal.SIGINT, before)
-    with ThreadPoolExecutor(1) as pool:
-        words = ["check", str(SMALL), "--adapter", "interrupted:other", "--cases", "hand/*"]
-        assert pool.submit(main, words).result() == 2 and "every case was skipped" in capsys.readouterr().err
-    del sys.modules["interrupted"]
+        del sys.modules["interrupted"]
 
 
 def test_a_stop_ends_the_processes_that_compute(tmp_path, monkeypatch):
