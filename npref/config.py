@@ -5,10 +5,10 @@ from numbers import Real
 
 from .backend import BACKENDS
 from .batches import INPUTS
-from .functions import ACTIVATIONS, LOSSES
+from .functions import ACTIVATIONS, LOSSES, check_slope
 from .network import ARCHITECTURES, DTYPES, INITS, architecture
 from .noise import KINDS
-from .optim import OPTIMIZERS
+from .optim import OPTIMIZERS, as_float
 from .rules import ANP_NORMS, split_method
 
 # Adam's learning rates, v2 Table 2. Its empty cells are gone from the text; rows with fewer rates than columns are placed by where Tables 3
@@ -96,17 +96,13 @@ class Config:
                 continue
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, got {value!r}")
-            try:
-                object.__setattr__(self, name, float(value))  # a NumPy number would promote what it multiplies
-            except OverflowError:
-                raise ValueError(f"{name} must be finite, got an integer beyond floating-point numbers") from None
+            object.__setattr__(self, name, as_float(name, value))
             if name != "slope" and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         smallest = {"float32": 2.0**-126, "float64": 2.0**-1022}[self.dtype]
         if not smallest <= self.sigma2 <= 1 / smallest:
             raise ValueError(f"sigma2={self.sigma2} is out of {self.dtype}'s range: expected {smallest:.1e} to {1 / smallest:.1e}")
-        if not 0 <= self.slope < 1:
-            raise ValueError(f"slope must be in [0, 1), got {self.slope}")
+        check_slope(self.slope)
         if self.lr is None:
             if self.optimizer == "sgd":
                 raise ValueError("sgd needs lr: Table 2's learning rates are Adam's; try 1e-3 and double it")

@@ -112,9 +112,15 @@ def _check_pre_activations(name, a, slope):
     xp = array_module(a)
     if a.dtype.kind not in "fc":
         raise TypeError(f"pre-activations must be floating-point, got {a.dtype}")
-    if name == "leaky_relu" and not 0 <= slope < 1:
-        raise ValueError(f"slope must be in [0, 1), got {slope}")
+    if name == "leaky_relu":
+        check_slope(slope)
     return xp
+
+
+def check_slope(slope):
+    """Raise ValueError for a slope that leaky_relu cannot have, as it takes the larger of a and slope a."""
+    if not 0 <= slope < 1:
+        raise ValueError(f"slope must be in [0, 1), got {slope}")
 
 
 def _check_targets(y, t):

@@ -14,7 +14,7 @@ import numpy as np
 
 from .backend import array_module
 from .execution import in_blocks
-from .functions import ACTIVATIONS
+from .functions import ACTIVATIONS, check_slope
 
 
 @dataclass(frozen=True)
@@ -180,5 +180,4 @@ def _check_options(layer):
         raise ValueError(f"unknown activation {layer.activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     if not isinstance(layer.bias, bool):
         raise TypeError(f"bias must be True or False, got {layer.bias!r}")
-    if not 0 <= layer.slope < 1:
-        raise ValueError(f"slope must be in [0, 1), got {layer.slope}")
+    check_slope(layer.slope)

@@ -58,15 +58,20 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         elementwise(xp, _adam, [a.reshape(-1, 1) for a in arrays] if xp is np else arrays, numbers)
 
 
-def finite(name, number):
-    """The number as Python's float, as a NumPy number would promote what it multiplies. Raises ValueError if it is not finite."""
+def as_float(name, number):
+    """The number as Python's float, as a NumPy number would promote what it multiplies. Raises ValueError for an integer beyond those."""
     try:
-        as_float = float(number)
+        return float(number)
     except OverflowError:
         raise ValueError(f"{name} must be finite, got an integer beyond floating-point numbers") from None
-    if not abs(as_float) < float("inf"):
-        raise ValueError(f"{name} must be finite, got {as_float}")
-    return as_float
+
+
+def finite(name, number):
+    """`as_float`, if it is finite. Raises ValueError if not."""
+    number = as_float(name, number)
+    if not abs(number) < float("inf"):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
 
 
 def _wide_enough(xp, parameters, updates):

@@ -38,9 +38,9 @@ def test_it_says_what_it_shows(monkeypatch):
             assert abs(float(number) - float(as_saved)) < 1.01 * 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2])), (now, saved)
 
 
-@pytest.mark.parametrize("name", ["bp_update", "np_update"])
+@pytest.mark.parametrize("name", ["bp_update", "np_update", "inp_update", "anp_update", "decorrelation_update"])
 def test_its_assertions_see_a_flipped_sign(monkeypatch, name):
     right = getattr(equations, name)
-    monkeypatch.setattr(equations, name, lambda *arguments: -right(*arguments))
+    monkeypatch.setattr(equations, name, lambda *arguments, **more: -right(*arguments, **more))
     with pytest.raises(AssertionError):
         run(monkeypatch)

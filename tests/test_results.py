@@ -227,7 +227,7 @@ def test_runs_that_two_devices_have_made_differ_as_the_readme_says():
         if row["backend"] == "cupy" and other and other["epochs"] == row["epochs"]:
             found[row["method"] in ("np", "anp", "inp")].append(float(row["peak_test"]) - float(other["peak_test"]))
     (a, b), both = (np.abs(found[plain]) for plain in (False, True)), found[False] + found[True]
-    said = " ".join((ROOT / "README.md").read_text().split())
+    said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"{len(both)} of them were made on both for all 50 epochs" in said
     assert f"accuracies of the {len(a)} of BP and decorrelated methods differ by {a.mean():.1f} on average, {a.max():.1f} at most" in said
     assert f"the {len(b)} of NP, ANP and INP by {b.mean():.1f} on average, {b.max():.1f} at most" in said
