@@ -123,7 +123,8 @@ def weighted_sum(xp: ModuleType, weights, a, total=None):
 def squares(xp: ModuleType, a):
     """‖a[k, b]‖²: (k, B, n) -> (k, B)."""
     if xp is not np:
-        return _sum_on_gpu(xp, 2, a, a)
+        rows = a.reshape(-1, a.shape[-1])  # CuPy launches a sum over rows sooner
+        return _sum_on_gpu(xp, 1, rows, rows).reshape(a.shape[:2])
     out = np.empty(a.shape[:2], dtype=a.dtype)
 
     def fill(blocks):
