@@ -65,7 +65,7 @@ def test_words_and_noise_on_a_gpu(real_cupy):
     for kind in noise.KINDS:
         for shape in (3, 5, 4), (16,):
             a, b = (noise.draw(xp, kind, shape, 0.5, **{**WHERE, "dtype": np.float32}) for xp in (real_cupy, np))
-            assert np.abs(a.get() - b).max() < 2e-6
+            assert np.abs(a.get() - b).max() <= (4 * 0.5 * np.finfo(np.float32).eps if kind == "gaussian" else 0)  # as on the stand-in
 
 
 def test_box_muller_by_hand():
