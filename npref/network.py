@@ -125,7 +125,7 @@ def _activated(layer, a):
     if layer.activation == "identity":
         return a
     xp = array_module(a)
-    x = xp.empty_like(a)
+    x = xp.empty(a.shape, dtype=a.dtype)
     elementwise(xp, _activate, (a, x), constants=(layer.activation, layer.slope))
     return x
 
