@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from npref import datasets
-from npref.datasets import CIFAR10, CIFAR100, Archive, Dataset, command
+from npref.datasets import CIFAR10, CIFAR100, Archive, Dataset
+from npref.datasets import __main__ as command
 
 FILES = CIFAR10.members[:6]
 SYNTHETIC = ([78, 81, 21, 164, 116, 147, 163, 165], [39, 38, 53, 32, 28, 83, 101, 114])  # some pixels of it
@@ -414,11 +415,12 @@ def test_fetch_command(archive, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NPREF_DATA", str(tmp_path / "env"))
     assert command.main(["fetch", "cifar10", "--url", packed.as_uri()]) == 0
     assert capsys.readouterr().out == f"cifar10: verified, in {tmp_path / 'env' / 'box'}\n"
-    for arguments in (["fetch", "mnist"], ["fetch", "cifar10", "--timeout", "inf"], ["fetch", "cifar10", "--timeout", "0"],
-                      ["show", "synthetic", "--data-dir", "x"]):
+    for arguments in (["fetch", "mnist"], ["fetch", "cifar10", "--timeout", "inf"], ["fetch", "cifar10", "--timeout", "0"]):
         with pytest.raises(SystemExit) as caught:
             command.main(arguments)
         assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert command.main(["show", "synthetic", "--data-dir", "x"]) == 2
+    assert capsys.readouterr().err == "error: synthetic is made here, and a folder of data has no effect on it: leave x out\n"
 
 
 @pytest.fixture

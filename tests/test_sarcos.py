@@ -7,7 +7,8 @@ import pytest
 from scipy.io import savemat
 
 from npref import datasets, noise
-from npref.datasets import SARCOS_TEST, SARCOS_TRAIN, command
+from npref.datasets import SARCOS_TEST, SARCOS_TRAIN
+from npref.datasets import __main__ as command
 
 TRAIN, TEST = (44_484, 28), (4_449, 28)
 NO_CHECKSUM = replace(SARCOS_TEST, size=None, sha256=None)

@@ -26,8 +26,6 @@ __all__ = [
     "synthetic_cifar100", "synthetic_sarcos", "synthetic_tiny_imagenet",
 ]
 
-DATASETS = ("auto", "cifar10", "cifar100", "tiny-imagenet", "sarcos", "sarcos-dedup", "sarcos-split-test",
-            "synthetic", "synthetic-cifar100", "synthetic-tiny-imagenet", "synthetic-sarcos")
 ARCHIVES = {  # what each consists of
     "cifar10": (CIFAR10,),
     "cifar100": (CIFAR100,),
@@ -36,6 +34,9 @@ ARCHIVES = {  # what each consists of
     "sarcos-dedup": (SARCOS_TRAIN, SARCOS_TEST),
     "sarcos-split-test": (SARCOS_TEST,),
 }
+SYNTHETIC = {"synthetic": synthetic, "synthetic-cifar100": synthetic_cifar100, "synthetic-tiny-imagenet": synthetic_tiny_imagenet,
+             "synthetic-sarcos": synthetic_sarcos}
+DATASETS = ("auto", *ARCHIVES, *SYNTHETIC)
 TITLES = {"cifar10": ("CIFAR-10", "synthetic"), "cifar100": ("CIFAR-100", "synthetic-cifar100"),
           "tiny-imagenet": ("Tiny ImageNet", "synthetic-tiny-imagenet"), "sarcos": ("SARCOS", "synthetic-sarcos"),
           "sarcos-dedup": ("SARCOS", "synthetic-sarcos"), "sarcos-split-test": ("SARCOS", "synthetic-sarcos")}  # and their stand-ins
@@ -46,13 +47,14 @@ def load(name="auto", data_dir=None, limit_train=None, limit_test=None):
 
     data_dir: where to look, and nowhere else; by default $NPREF_DATA, then data/. The source of the result says what was found.
     Raises ValueError or FileNotFoundError, with the file and the remedy, for anything missing or damaged: a damaged CIFAR-10
-    never turns into the synthetic set.
+    never turns into the synthetic set. ValueError, too, for a data_dir with data that are made here.
     """
     _check_name(name)
     limits = dict(limit_train=limit_train, limit_test=limit_test)
-    if name.startswith("synthetic"):
-        return {"synthetic": synthetic, "synthetic-cifar100": synthetic_cifar100, "synthetic-tiny-imagenet": synthetic_tiny_imagenet,
-                "synthetic-sarcos": synthetic_sarcos}[name](**limits)
+    if name in SYNTHETIC:
+        if data_dir is not None:
+            raise ValueError(f"{name} is made here, and a folder of data has no effect on it: leave {data_dir} out")
+        return SYNTHETIC[name](**limits)
     wanted = "cifar10" if name == "auto" else name
     places = [(archive, find(archive.place, data_dir)) for archive in ARCHIVES[wanted]]
     if all(place is not None for _, place in places):

@@ -54,10 +54,8 @@ def fetch(archive, target, *, url=None, timeout=30.0, report=None, check=None):
     """Download, verify and unpack `archive` under `target`; returns the folder, or the file if there is nothing to unpack.
 
     The download goes to a .part file, which is renamed once size and checksum are right; one that a killed download has left is
-    removed. Only the expected members are unpacked. Raises ConnectionError if it cannot be downloaded and ValueError if it is not
-    the expected file.
-    check: a function of a path that raises ValueError if the file cannot be used; it judges a download without a published
-    checksum, which needs it.
+    removed. Only the expected members are unpacked. check: needed where no checksum is published, a function of a path that raises
+    ValueError if the file cannot be used. Raises ConnectionError if it cannot be downloaded and ValueError if it is not the expected file.
     """
     if check is None and archive.sha256 is None and archive.md5 is None:
         raise ValueError(f"{archive.file} has no published checksum: pass check, a function that raises ValueError for another file")

@@ -16,8 +16,7 @@ LENGTHS = np.array([0.04, 0.04, 0.30, 0.03, 0.26, 0.03, 0.15])  # of links, each
 RADII = np.array([0.05, 0.05, 0.045, 0.04, 0.035, 0.03, 0.03])  # m
 MASSES = np.array([1.2, 1.0, 2.2, 0.6, 1.3, 0.3, 0.5])  # kg; solid cylinders
 GRAVITY = np.array([0.0, 0.0, -9.81])  # m/s²
-DOWN = np.array([0.0, 0.0, -1.0])
-JOINTS = LENGTHS[:, None] * DOWN  # from joint i to joint i + 1, in link i
+JOINTS = LENGTHS[:, None] * [0.0, 0.0, -1.0]  # from joint i to joint i + 1, in link i
 CENTRES = JOINTS / 2  # from joint i to link i's centre of mass, in link i
 INERTIAS = np.stack([MASSES * (3 * RADII**2 + LENGTHS**2) / 12] * 2 + [MASSES * RADII**2 / 2], axis=-1)  # (7, 3), diagonal
 

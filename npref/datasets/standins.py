@@ -45,7 +45,7 @@ def synthetic_sarcos(*, limit_train=None, limit_test=None):
     q, v, a = robot.trajectories(100, 100)  # each (trajectory, time, joint)
     torques = robot.torques(q, v, a)
     scale = 0.01 * torques[:80].std(axis=(0, 1))
-    torques += scale * _normals((7,), 10_000, step=3).reshape(torques.shape)
+    torques += scale * _normals((7,), range(10_000), step=3, dtype=np.float64).reshape(torques.shape)
     features = np.concatenate([q, v, a], axis=-1)
     train, test = (tuple(np.ascontiguousarray(array[part].transpose(1, 0, 2)).reshape(-1, array.shape[-1])[:limit]
                          for array in (features, torques))
@@ -60,7 +60,7 @@ def _images(name, step, side, classes, n_train, n_test, limit_train, limit_test)
 
     for what, limit, n in (("limit_train", limit_train, n_train), ("limit_test", limit_test, n_test)):
         check_limit(what, limit, n, name)
-    patterns = PATTERN_STRENGTH * _white_images(side, range(classes), step, layer=1)
+    patterns = PATTERN_STRENGTH * _normals((3, side, side), range(classes), step, layer=1)
     fy, fx = fftfreq(side)[:, None], rfftfreq(side)[None, :]
     amplitude = 1 / np.maximum(np.hypot(fy, fx), 1 / side)  # 1/f, (side, side // 2 + 1)
     amplitude = (amplitude / np.sqrt(np.sum(irfft2(amplitude, s=(side, side)) ** 2))).astype(np.float32)
@@ -73,7 +73,7 @@ def _images(name, step, side, classes, n_train, n_test, limit_train, limit_test)
         block = 1_024_000 // side**2  # 1000 images of 32x32
         for start in range(0, n, block):
             here = slice(start, min(start + block, n))
-            white = _white_images(side, range(first + here.start, first + here.stop), step, layer=0) + patterns[labels[here]]
+            white = _normals((3, side, side), range(first + here.start, first + here.stop), step) + patterns[labels[here]]
             coloured = irfft2(rfft2(white) * amplitude, s=(side, side))  # variance 1, as the rows of mix have length 1
             images[here] = np.clip(np.rint(255 * (0.47 + 0.25 * np.einsum("cd,ndhw->nchw", mix, coloured))), 0, 255)
         return images, labels
@@ -81,11 +81,6 @@ def _images(name, step, side, classes, n_train, n_test, limit_train, limit_test)
     return *part(0, limit_train or n_train), *part(n_train, limit_test or n_test)
 
 
-def _white_images(side, indices, step, layer):
-    return noise.draw(np, "gaussian", (3, side, side), 1.0, seed=0, step=step, layer=layer, samples=range(1), rows=indices,
-                      dtype=np.float32, stream=noise.IMAGES)[0]
-
-
-def _normals(shape, n, step):
-    return noise.draw(np, "gaussian", shape, 1.0, seed=0, step=step, layer=0, samples=range(1), rows=range(n), dtype=np.float64,
+def _normals(shape, rows, step, layer=0, dtype=np.float32):
+    return noise.draw(np, "gaussian", shape, 1.0, seed=0, step=step, layer=layer, samples=range(1), rows=rows, dtype=dtype,
                       stream=noise.IMAGES)[0]
