@@ -82,7 +82,7 @@ def to_host(x) -> np.ndarray:
 
 
 def to_host_later(x):
-    """A function without arguments that waits for x, as what has been asked of the device so far leaves it, and gives it as NumPy's.
+    """Start to copy x to the host. Returns a function without arguments that waits for this copy and gives it, a NumPy array.
 
     `to_host`, called later, would also wait for all that has been asked of the device since then. A NumPy array is given as it is.
     """
@@ -111,13 +111,10 @@ def _probe_cupy() -> Backend:
     """Import CuPy and see it work: `import cupy` alone succeeds on machines without a driver."""
     try:
         import cupy
-    except ModuleNotFoundError as error:
-        if error.name != "cupy":
-            raise BackendUnavailable(f"CuPy is installed, but a library it needs is missing ({error}): "
-                                     f"reinstall it, e.g. pip install --force-reinstall cupy-cuda12x") from error
-        raise BackendUnavailable("CuPy is not installed: pip install cupy-cuda12x (CUDA 12) or cupy-cuda13x (CUDA 13), "
-                                 "or use --backend numpy") from error
     except Exception as error:  # whatever a broken installation raises
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise BackendUnavailable("CuPy is not installed: pip install cupy-cuda12x (CUDA 12) or cupy-cuda13x (CUDA 13), "
+                                     "or use --backend numpy") from error
         raise BackendUnavailable(f"CuPy is installed, but cannot be imported, a library it needs is missing ({_first_line(error)}): "
                                  "install the wheel for your CUDA version, cupy-cuda12x or cupy-cuda13x") from error
     if os.environ.get("CUPY_TF32", "0") not in ("", "0"):

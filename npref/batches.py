@@ -45,7 +45,7 @@ def prepare(x, dtype, moments=None):
     if moments is None:
         return xp.divide(x, 255, dtype=dtype) if x.dtype.kind == "u" else x.astype(dtype)
     mean, std = (xp.asarray(m * _unit(x)) for m in moments)  # in the units of x
-    wide = dtype if x.dtype.kind == "u" else x.dtype  # of large features with a small spread the difference comes before the rounding
+    wide = dtype if x.dtype.kind == "u" else x.dtype  # subtract before rounding: features may be large, their spread small
     return xp.subtract(x, mean.astype(wide), dtype=wide).astype(dtype, copy=False) / std.astype(dtype)
 
 

@@ -8,7 +8,7 @@ from .batches import INPUTS
 from .functions import ACTIVATIONS, LOSSES, check_slope
 from .network import ARCHITECTURES, DTYPES, INITS, architecture
 from .noise import KINDS
-from .optim import OPTIMIZERS, as_float
+from .optim import OPTIMIZERS, finite
 from .rules import ANP_NORMS, split_method
 
 # Adam's learning rates, v2 Table 2. Its empty cells are gone from the text; rows with fewer rates than columns are placed by where Tables 3
@@ -96,9 +96,9 @@ class Config:
                 continue
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, got {value!r}")
-            object.__setattr__(self, name, as_float(name, value))
             if name != "slope" and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+            object.__setattr__(self, name, finite(name, value))
         smallest = {"float32": 2.0**-126, "float64": 2.0**-1022}[self.dtype]
         if not smallest <= self.sigma2 <= 1 / smallest:
             raise ValueError(f"sigma2={self.sigma2} is out of {self.dtype}'s range: expected {smallest:.1e} to {1 / smallest:.1e}")

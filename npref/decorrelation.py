@@ -19,7 +19,7 @@ def update_decorrelation(R, x_star, alpha):
     """R ← R - α (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, in place; ⟨·⟩ is the mean over the rows of x* (M, n_in), the clean pass's.
 
     For a convolution the rows are the patches of all samples and positions. With M rows and n inputs the moment times R costs
-    M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M costs 2 M n² instead. Either has the diagonal's share, which is given back.
+    M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M costs 2 M n² instead. `_change` takes the diagonal out of either.
 
     On inputs that stay the same it overshoots from R = I on, and R grows without end, where α exceeds `overshoot_limit`. Raises
     ValueError for shapes, TypeError for dtypes that do not fit; ValueError for an R that cannot change and an α that is not finite.
@@ -37,14 +37,14 @@ def update_decorrelation(R, x_star, alpha):
 
 
 def _change(R, squares, product, rate):
-    """R ← R - rate (product - squares R), where the product is the whole moment's and the squares are its diagonal; it is spent."""
+    """R ← R - rate (product - squares R), where product is moment R, and is overwritten, and squares are the moment's diagonal."""
     R *= 1 + rate * squares
     product *= rate
     R -= product
 
 
 def decorrelation_step(Rs, trace, alpha):
-    """`update_decorrelation` of every R, in place; Rs and trace are one R a layer (None is passed over) and an update's pass with them.
+    """`update_decorrelation` of every R, in place. Rs: one a layer, None is passed over; trace: an update's, with these R.
 
     Where that has left x* out, the moment is taken from x: Σ x* x*ᵀ = R (Σ x xᵀ) Rᵀ. That rounds as x does before R: in float32 and on
     images, its elements to some 1e-4 of the largest. Raises as `update_decorrelation`, and ValueError for another number of layers.

@@ -19,17 +19,12 @@ CACHE_BLOCK = 1 << 18
 C_TYPES = {"f": "float", "d": "double"}  # by dtype.char
 
 
+@lru_cache
 def samples_budget(xp: ModuleType) -> int:
     """How many bytes the noise samples that are held at a time should take (`rules.group_size`): 128 MiB; on a GPU 2 GiB, but no more than
     an eighth of its memory, as it is as fast for large arrays, and every group of noise samples has its launches.
     """
-    return 128 << 20 if xp is np else min(2 << 30, _device_memory(xp) // 8)
-
-
-@lru_cache
-def _device_memory(xp):
-    _, total = xp.cuda.Device().mem_info
-    return total
+    return 128 << 20 if xp is np else min(2 << 30, xp.cuda.Device().mem_info[1] // 8)
 
 
 def cores() -> int:
@@ -92,14 +87,16 @@ def elementwise(xp: ModuleType, function, arrays, numbers=(), constants=()) -> N
     in_blocks(xp, apply, n, arrays[0].size // max(n, 1))
 
 
+@lru_cache
 def fused(xp: ModuleType, function, *constants):
-    """`function`, after its constants elementwise on arrays and numbers, as one kernel on a GPU, compiled for these constants.
+    """function(*constants, ...) as a function of arrays and numbers: on a GPU one elementwise kernel, compiled for these constants.
 
-    To launch a kernel takes Python longer than a GPU needs for most arrays here. CuPy traces the function once for each combination of
-    dtypes, dimensions and None: it may write to x[...], in place and with `out`, and end in one sum. Numbers are to be Python's and to
-    meet arrays only: between two of them CuPy would compute in half precision. (CuPy 13 with NumPy 2 computes in float64 what meets them.)
+    A launch takes Python longer than a GPU needs for most arrays here. CuPy traces the function once for each combination of dtypes,
+    dimensions and None: it may write to x[...], in place or with `out`, and end in one sum. Numbers must be Python's and meet arrays
+    only: between two numbers CuPy computes in half precision. (CuPy 13 with NumPy 2 computes in float64 where an array meets one.)
     """
-    return _kernel(xp, function, constants) if constants or xp is not np else function
+    bound = partial(function, *constants) if constants else function
+    return bound if xp is np else xp.fuse(kernel_name=function.__name__)(bound)
 
 
 def weighted_sum(xp: ModuleType, weights, a, total=None):
@@ -188,12 +185,6 @@ def _sum_of_products(axis, a, b):
     return array_module(a).sum(a * b, axis=axis)
 
 
-@lru_cache
-def _kernel(xp, function, constants):
-    bound = partial(function, *constants)
-    return bound if xp is np else xp.fuse(kernel_name=function.__name__)(bound)
-
-
 def keep_freed_memory() -> None:
     """Let this process keep what its arrays free, to be used again, up to a gigabyte; for arrays below 32 MB, and with glibc.
 
@@ -210,9 +201,9 @@ def keep_freed_memory() -> None:
 
 @lru_cache
 def _threads(count):
-    """A pool whose threads have all been started, of half as many where so many are not to be had; None where none is, now or later.
+    """A pool of so many threads, or half as many (and so on) where the system gives no more; None where it gives none.
 
-    `submit` queues before it starts a thread: what it failed to start one for would run all the same, as soon as another is free.
+    All are started here: `submit` queues before it starts a thread, so work for which it could start none would still run later.
     """
     pool, started = ThreadPoolExecutor(count, thread_name_prefix="npref"), Barrier(count + 1)
     try:

@@ -84,7 +84,8 @@ def loss_gradient(name, y, t):
         raise TypeError(f"outputs must be floating-point, as their gradient is, got {y.dtype}")
     match name:
         case "cce":
-            return fused(xp, _cce_gradient)(t, y, *_of_softmax(xp, y), fused(xp, _sum, t.ndim - 1)(t)[..., None])
+            total = t.sum(axis=-1, dtype=xp.result_type(t.dtype, xp.float64), keepdims=True)  # (B, 1)
+            return fused(xp, _cce_gradient)(t, y, *_of_softmax(xp, y), total)
         case "mse":
             return fused(xp, _mse_gradient)(t, y, 2.0)
         case "mse-mean":
@@ -151,10 +152,6 @@ def _cce_gradient(t, y, m, z, total):
 
 def _mse_gradient(t, y, factor):
     return ((_wide(y) - t) * factor).astype(y.dtype)
-
-
-def _sum(axis, a):
-    return array_module(a).sum(_wide(a), axis=axis)
 
 
 def _sum_of_squares(axis, a, b):

@@ -28,7 +28,6 @@ class Dense:
 
     def __post_init__(self):
         _check_count("Dense units", self.units)
-        object.__setattr__(self, "slope", float(self.slope))  # a NumPy number would promote what it multiplies
         _check_options(self)
 
     @property
@@ -54,7 +53,6 @@ class Conv:
 
     def __post_init__(self):
         _check_count("Conv channels", self.channels)
-        object.__setattr__(self, "slope", float(self.slope))
         for name, least in (("kernel", 1), ("stride", 1), ("padding", 0)):
             value = getattr(self, name)
             pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
@@ -180,4 +178,5 @@ def _check_options(layer):
         raise ValueError(f"unknown activation {layer.activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     if not isinstance(layer.bias, bool):
         raise TypeError(f"bias must be True or False, got {layer.bias!r}")
+    object.__setattr__(layer, "slope", float(layer.slope))  # a NumPy number would promote what it multiplies
     check_slope(layer.slope)

@@ -72,7 +72,7 @@ class Params:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a forward pass leaves, per layer; see `forward`. A layer has either x* or, where that was left out, x_rows and A; else None."""
+    """What a forward pass leaves, per layer; see `forward`. A layer has x_star or, if that was left out, x_rows and A; the rest is None."""
 
     x_star: list  # R x, (B*P, n_in)
     x_rows: list  # x, unfolded, (B*P, n_in)

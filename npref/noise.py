@@ -129,7 +129,7 @@ def _normals_on_gpu(xp, out, sigma, blocks, samples, seed, stream, counter):
 
 
 def _check_words(seed, stream, counter, blocks):
-    """Raise ValueError for a key or a counter that is none: it would be taken for another one's."""
+    """Raise ValueError for a word of the key or counter outside [0, 2^64), which would wrap round to another one's."""
     block, sample, layer, step = counter
     for name, number in (("seed", seed), ("stream", stream), ("the first block", block), ("the last block", block + max(blocks, 1) - 1),
                          ("a noise sample", sample), ("layer", layer), ("step", step)):

@@ -1,7 +1,7 @@
 """SGD and Adam, in place on lists of arrays. An update ΔW is subtracted."""
 
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, isfinite, sqrt
 
 import numpy as np
 
@@ -58,18 +58,13 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         elementwise(xp, _adam, [a.reshape(-1, 1) for a in arrays] if xp is np else arrays, numbers)
 
 
-def as_float(name, number):
-    """The number as Python's float, as a NumPy number would promote what it multiplies. Raises ValueError for an integer beyond those."""
-    try:
-        return float(number)
-    except OverflowError:
-        raise ValueError(f"{name} must be finite, got an integer beyond floating-point numbers") from None
-
-
 def finite(name, number):
-    """`as_float`, if it is finite. Raises ValueError if not."""
-    number = as_float(name, number)
-    if not abs(number) < float("inf"):
+    """The number as Python's float, as a NumPy number would promote what it multiplies. Raises ValueError if it is not finite."""
+    try:
+        number = float(number)
+    except OverflowError:  # an integer beyond floating-point numbers
+        number = inf
+    if not isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     return number
 

@@ -66,12 +66,11 @@ def bp_update(network, params, x, t, *, loss="cce"):
         g[l] = _times_derivative(layer, to_rows(dL_dx), trace.a[l])  # (B*P, n_out)
         if l > 0:
             W, R, A = matrix(params.W[l]), params.R[l], trace.A[l]
-            if A is None and R is not None and len(g[l]) > len(W):
+            if R is not None and A is None and len(g[l]) > len(W):
                 A = W @ R  # where there are more rows than units, as in `_multiplier`
-            if A is not None:
-                rows = g[l] @ A  # (B*P, n_in)
-            else:
-                rows = g[l] @ W if R is None else (g[l] @ W) @ R
+            rows = g[l] @ (W if A is None else A)  # (B*P, n_in)
+            if R is not None and A is None:
+                rows = rows @ R
             dL_dx = unfold_adjoint(layer, rows, network.shapes[l])
     return _update(params, trace, g, loss_of(loss, trace.y, t), [])
 
@@ -108,7 +107,7 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
     for v in _checked(network, x, noise):
         dL.append(_layerwise_losses(network, multiply, trace, v, t, loss) - clean_loss)  # (k, L, B)
         for l, N_l in enumerate(network.units):
-            coefficient = _quotient(xp, N_l / len(x), dL[-1][:, l], squares(xp, v[l]))  # N_l δL_l / ‖v_l‖² / B, (k, B)
+            coefficient = fused(xp, _quotient)(N_l / len(x), dL[-1][:, l], squares(xp, v[l]))  # N_l δL_l / ‖v_l‖² / B, (k, B)
             errors[l] = weighted_sum(xp, coefficient, v[l], errors[l])
     return _update(params, trace, errors, clean_loss, dL)
 
@@ -129,9 +128,9 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
         y, da, norm2 = _noisy_pass(network, multiply, trace, eps, differences=True)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
         if norm == "network":
-            coefficient = [_quotient(xp, N / len(x), dL[-1], *norm2)] * len(da)  # N δL / ‖δa‖² / B, (k, B)
+            coefficient = [fused(xp, _quotient)(N / len(x), dL[-1], *norm2)] * len(da)  # N δL / ‖δa‖² / B, (k, B)
         else:
-            coefficient = [_quotient(xp, N / len(x), dL[-1], norm2_l) for norm2_l in norm2]
+            coefficient = [fused(xp, _quotient)(N / len(x), dL[-1], norm2_l) for norm2_l in norm2]
         for l, da_l in enumerate(da):
             errors[l] = weighted_sum(xp, coefficient[l], da_l, errors[l])
     return _update(params, trace, errors, clean_loss, dL)
@@ -204,7 +203,7 @@ def _layerwise_losses(network, multiply, trace, v, t, loss):
 def _perturb(xp, layer, a_tilde, eps_l=None, product=None, x=None, minus=None):
     """ã ← product + ε and x ← f(ã), then ã ← ã - minus; ã, ε and x (k, B, N_l), product and minus (B, N_l).
 
-    Without product ã takes its own place in the sum, without ε there is none. Without x f(ã) takes ã's place, and nothing is subtracted.
+    No product: ã itself is the product. No ε: nothing is added. No x: f(ã) takes ã's place, and nothing is subtracted.
     """
     elementwise(xp, _perturbation, (a_tilde, eps_l, x, product, minus), constants=(layer.activation, layer.slope))
 
@@ -264,13 +263,9 @@ def _update(params, trace, errors, losses, dL):
     return Update(tuple(dW), tuple(db), losses, dL, trace)
 
 
-def _quotient(xp, factor, dL, *norm2):
-    """factor δL / ‖·‖², ‖·‖² the sum of norm2, in their dtype; 0 where rounding left no perturbation at all, for then δL says nothing;
-    not a number where ‖·‖² is beyond its dtype, for 0 would pass for an update."""
-    return fused(xp, _quotient_of)(factor, dL, *norm2)
-
-
-def _quotient_of(factor, dL, *parts):
+def _quotient(factor, dL, *parts):
+    """factor δL / ‖·‖², ‖·‖² the sum of parts, in their dtype; 0 where rounding left no perturbation at all, for then δL says nothing;
+    not a number where ‖·‖² is beyond its dtype, for 0 would pass for an update. Fused, see execution.py."""
     xp, norm2 = array_module(dL), sum(parts[1:], parts[0])
     moved = norm2 > 0
     return (factor * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1)) + (norm2 - norm2)).astype(norm2.dtype)

@@ -22,6 +22,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from . import __version__
 from .execution import cores
 
 FORMAT = 1
@@ -31,8 +32,6 @@ HEADER = f"npref run file, format {FORMAT}, sha256 of the HDF5 file after these 
 
 def environment(backend):
     """Versions, machine and source revision of this process, for the record: {name: string}."""
-    from . import __version__
-
     versions = {"npref": __version__, "python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__}
     if backend.name != "numpy":
         versions[backend.name] = backend.xp.__version__
@@ -86,11 +85,8 @@ def read_checkpoint(path):
         content = _read_head(file)
         if content["status"] != "checkpoint":
             raise ValueError(f"{path}: expected a checkpoint, got a log")
-        content["arrays"] = {}
-        for group in ("params", "optimizer"):
-            if group in file:
-                file[group].visititems(lambda name, item, group=group: content["arrays"].__setitem__(f"{group}/{name}", item[()])
-                                       if isinstance(item, h5py.Dataset) else None)
+        content["arrays"] = {f"{group}/{name}/{l}": array[()] for group in ("params", "optimizer") if group in file
+                             for name, layers in file[group].items() for l, array in layers.items()}
         content["counters"] = {k.removeprefix("counter_"): v.item() for k, v in file.attrs.items() if k.startswith("counter_")}
         return content
 
@@ -110,14 +106,14 @@ def _read_head(file):
             "status": file.attrs["status"], "rows": [{name: row[name].item() for name in table.dtype.names} for row in table]}
 
 
-def check_same_run(saved, config, data, folder):
-    """Raise ValueError unless a checkpoint is of this very configuration, epochs apart, and data (their digest)."""
+def check_same_run(saved, config, data, folder, apart=("epochs",)):
+    """Raise ValueError unless a log or checkpoint is of this very configuration, but for what is `apart`, and data (their digest)."""
     differ = [f"{name} was {saved['config'].get(name, 'unknown')!r}, now {config.get(name, 'unknown')!r}"
-              for name in saved["config"] | config if name != "epochs" and saved["config"].get(name) != config.get(name)]
+              for name in saved["config"] | config if name not in apart and saved["config"].get(name) != config.get(name)]
     if saved["environment"]["data"] != data:
         differ.append("the data's contents")
     if differ:
-        raise ValueError(f"cannot resume {folder} with a changed configuration: {'; '.join(differ)}; start a new run instead")
+        raise ValueError(f"cannot resume {folder} with a changed configuration: {'; '.join(differ)}; start anew in another folder")
 
 
 def changes(before, now):

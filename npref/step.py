@@ -86,7 +86,7 @@ def training_step(config, network, state, x, t, step):
 
 @np.errstate(over="ignore", invalid="ignore")  # non-finite numbers are looked for, and reported as Diverged
 def start_step(config, network, state, x, t, step):
-    """`training_step`, but a GPU may still be at it: the second result is a function that waits, then returns or raises as that does."""
+    """`training_step` without waiting for a GPU: the second result is a function that waits, and returns or raises as that does."""
     update = compute_update(config, network, state.params, x, t, step)
     apply_update(state.params, state.adam, update, lr=config.lr, alpha=config.decor_lr, eps_hat=config.optimizer == "adam-eps-hat")
     return update, _outcome(config, state, update, t, step)

@@ -9,11 +9,11 @@ import numpy as np
 from npref import oracle
 from npref.oracle import checker as checking
 from npref.oracle.conventions import CONVENTIONS
-from npref.oracle.files import case_list, case_names, one_case
+from npref.oracle.files import case_list, list_cases, one_case
 
 SMALL = Path(__file__).resolve().parents[1] / "data/oracle/small.h5"
 BUILT_IN = {case.name for case, *_ in case_list()}
-NAMES = case_names(SMALL)
+NAMES = [name for name, _ in list_cases(SMALL)]
 
 
 @cache

@@ -129,7 +129,7 @@ def test_more_epochs_can_be_asked_for_on_resume(tmp_path):
 def test_a_changed_configuration_is_refused_by_name(tmp_path):
     config, data = Config(method="np", **SMALL), small_data()
     list(train(config, data, tmp_path))
-    with pytest.raises(ValueError, match="changed configuration: lr was 0.001, now 0.1; seed was 0, now 7; start a new run"):
+    with pytest.raises(ValueError, match="changed configuration: lr was 0.001, now 0.1; seed was 0, now 7; start anew in another folder"):
         train(replace(config, lr=0.1, seed=7, epochs=5), data, tmp_path, resume=True)
     other = replace(data, y_train=(data.y_train + 1) % 10)
     with pytest.raises(ValueError, match="the data's contents"):
