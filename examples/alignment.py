@@ -24,9 +24,7 @@ from cifar10 import (
     Bar,
     add_place_flags,
     any_letters,
-    begin,
     exit_code,
-    load_data,
     new_folder,
     note,
     plotter,
@@ -34,7 +32,7 @@ from cifar10 import (
     warn_in_lines,
 )
 
-from npref import METHODS, bp_update, get_backend, init_params, precision, split_method
+from npref import METHODS, bp_update, datasets, get_backend, init_params, precision, split_method
 from npref.alignment import add_estimate, angles, bias_and_variance, running_means
 from npref.batches import input_moments, prepare, targets
 from npref.command_line import Parser, quoted
@@ -42,7 +40,7 @@ from npref.config import Config
 from npref.datasets import Dataset
 from npref.runlog import changes, check_same_run, environment, going_on, lock, read_checkpoint, read_log, unlock, write_log
 from npref.step import compute_update
-from npref.train import Diverged, Interrupted, params_from
+from npref.train import Diverged, Interrupted, params_from, train
 
 NOISY = [method for method in METHODS if split_method(method)[0] != "bp"]
 FIRST_STEP = 2**63  # of the measurements' noise; training counts its steps from 0
@@ -56,13 +54,9 @@ MEASURED = {
     "epochs": (int, None, [0], "measure after so many epochs of training; 0 is initialisation"),
     "repeats": (int, None, 1, "independent repetitions"),
     "split": (bool, None, False, "also split the squared error into bias and variance; needs --repeats of 2 or more"),
-    **{name: (str, FLAGS[name][0], None, FLAGS[name][1]) for name in ("arch", "dataset", "backend", "dtype")},
+    **{name: (str, FLAGS[name][0], None, FLAGS[name][1]) for name in ("arch", "dataset", "backend", "dtype", "noise", "loss", "anp_norm")},
     "batch_size": (int, None, None, "images in the mini-batch, measured and trained on"),
-    "noise": (str, FLAGS["noise"][0], None, FLAGS["noise"][1]),
-    "loss": (str, FLAGS["loss"][0], None, FLAGS["loss"][1]),
-    "anp_norm": (str, FLAGS["anp_norm"][0], None, FLAGS["anp_norm"][1]),
-    "seed": (int, None, None, FLAGS["seed"][1]),
-    "limit_train": (int, None, None, FLAGS["limit_train"][1]),
+    **{name: (int, None, None, FLAGS[name][1]) for name in ("seed", "limit_train")},
     "limit_test": (int, None, None, FLAGS["limit_test"][1] + ", after an epoch of training"),
     "train_samples": (int, None, 1, "noise samples K per update, in training"),
     "train_sigma2": (float, None, 1e-6, "variance of the noise, in training"),
@@ -103,14 +97,14 @@ def run(args, given, stop):
         if out is None or (args.out is not None and args.out != out):
             raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
     with ExitStack() as held:
-        there = out is not None and out.is_dir()
-        if there:  # what is read there from here on, nobody else is writing
-            held.callback(unlock, lock(out))
-        return measure_in(out, None if there else held, args, given, stop)
+        return measure_in(out, held, args, given, stop)
 
 
 def measure_in(out, held, args, given, stop):
-    """Measure in a folder that is locked already or, given an ExitStack for the lock, is made and locked here (None: a new one)."""
+    """Measure in this folder, made if need be (None: a new one). held: an ExitStack for its lock."""
+    there = out is not None and out.is_dir()
+    if there:  # what is read there from here on, nobody else is writing
+        held.callback(unlock, lock(out))
     say, saved = (lambda *words: None) if args.quiet else lambda *words: print(*words, flush=True), None
     if args.resume is not None:
         saved = read_log(out / "alignment.h5")
@@ -119,12 +113,16 @@ def measure_in(out, held, args, given, stop):
     config = checked({**DEFAULTS, **(saved["config"] if saved else {}), **given})
     plots = plotter(args.plot, "alignment_plots")
     backend = get_backend(config["backend"])  # before any work, to say so if it cannot work
-    data = load_data(args, config["dataset"], config["limit_train"], config["limit_test"])
+    data = datasets.load(config["dataset"], args.data_dir, config["limit_train"], config["limit_test"])
     config["dataset"] = data.name
     if data.regression and config["loss"] == "cce":
         raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
     record = {**environment(backend), "data": data.fingerprint(), "samples": data.completeness}
-    groups = same_measurement(saved, config, record, out) if saved else {}
+    groups = {}  # finished by an earlier call: {(method, epoch, sigma2): rows}
+    if saved:
+        check_same_run(saved, config, record["data"], out, apart=())
+        for row in saved["rows"]:
+            groups.setdefault((row["method"], row["epoch"], row["sigma2"]), []).append(row)
     say(f"data: {data.source}; {len(data.x_train)} training samples")
     if saved and saved["status"] == "finished":
         record = saved["environment"]  # nothing is left to do
@@ -134,7 +132,7 @@ def measure_in(out, held, args, given, stop):
         record = going_on(saved["environment"], record)
     if 0 in config["epochs"] and any(split_method(method)[1] for method in config["methods"]):
         say("note: at epoch 0 R is I, so that a decorrelated method gives its plain form's angles")
-    if held is not None:
+    if not there:
         out = out or new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-alignment-{config['arch']}-{data.name}")
         out.mkdir(parents=True, exist_ok=True)
         held.callback(unlock, lock(out))
@@ -202,22 +200,9 @@ def common(config, method):
     return {name: config[name] for name in (*COMMON, *(["anp_norm"] if split_method(method)[0] == "anp" else []))}
 
 
-def same_measurement(saved, config, record, out):
-    """The finished groups of an earlier call, {(method, epoch, sigma2): rows}; ValueError if it is not of this very measurement."""
-    differ = [f"{name} was {old!r}, now {config[name]!r}" for name, old in saved["config"].items() if config[name] != old]
-    if saved["environment"]["data"] != record["data"]:
-        differ.append("the data's contents")
-    if differ:
-        raise ValueError(f"cannot resume {out} with a changed configuration: {'; '.join(differ)}; start a new measurement instead")
-    groups = {}
-    for row in saved["rows"]:
-        groups.setdefault((row["method"], row["epoch"], row["sigma2"]), []).append(row)
-    return groups
-
-
 @dataclass(frozen=True)
 class Work:
-    """What a measurement needs besides its numbers; see `run`."""
+    """What a measurement needs besides its numbers; see `measure_in`."""
 
     config: dict
     data: Dataset
@@ -281,7 +266,7 @@ def network_after(work, network, method, epoch):
     checkpoint, bar = folder / "checkpoint.h5", Bar(work.quiet)
     begun = checkpoint.exists()
     if not begun or read_checkpoint(checkpoint)["counters"]["epoch"] < epoch:
-        rows = begin(config, work.data, folder, resume=begun, progress=bar.show, stop=work.stop)
+        rows = train(config, work.data, folder, resume=begun, progress=bar.show, stop=work.stop)
         try:
             for row in rows:
                 bar.close()

@@ -36,7 +36,7 @@ from npref.execution import cores, keep_freed_memory, samples_budget
 from npref.functions import one_hot
 from npref.layers import Conv, unfold, weight_shape
 from npref.network import ARCHITECTURES, DTYPES
-from npref.noise import KINDS
+from npref.noise import KINDS, draw
 from npref.optim import adam_step
 from npref.rules import group_size
 from npref.runlog import replace_file, source_revision
@@ -274,8 +274,6 @@ def table(rows, against):
 
 def noise_table(xp, repeats=7, n=1 << 20):
     """Nanoseconds a number: NumPy's own float32 normals, and npref's noise."""
-    from npref.noise import draw
-
     generator, out, where = np.random.default_rng(0), np.empty(n, dtype=np.float32), dict(seed=0, step=0, layer=0, dtype="float32")
     rows = {"numpy standard_normal": lambda: generator.standard_normal(dtype=np.float32, out=out)}
     for kind in KINDS:

@@ -178,7 +178,7 @@ def run(args, given, stop):
         print(f"picture: {plot.plot_run(saved, out / 'curves.png')}")
         return 0
     backend = get_backend(config.backend)  # before any work, to say so if it cannot work
-    data = load_data(args, config.dataset, config.limit_train, config.limit_test)
+    data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
     what = "images" if data.x_train.ndim == 4 else "samples"
     found = f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test {what}"
     say(found)
@@ -190,16 +190,15 @@ def run(args, given, stop):
     if plot is not None:
         spare_pictures(out, ("log.h5", "checkpoint.h5"), "curves.png")
     try:
-        epochs = begin(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
+        with warn_in_lines():
+            epochs = train(config, data, out, resume=args.resume is not None, progress=bar.show, stop=stop)
     except BaseException:
         if new:
             with suppress(OSError):  # empty, unless it has begun
                 out.rmdir()
         raise
-    if args.resume is not None:
-        changed = changes(saved["environment"], environment(backend))
-        if changed:
-            note(f"{changed}: the weights may differ in their last bits from an uninterrupted run's", args.quiet)
+    if args.resume is not None and (changed := changes(saved["environment"], environment(backend))):
+        note(f"{changed}: the weights may differ in their last bits from an uninterrupted run's", args.quiet)
     say(f"run: {config.method} on {config.arch}, {config.optimizer} with lr {config.lr:g}, seed {config.seed}, "
         f"{config.backend} {config.dtype}")
     try:
@@ -244,12 +243,6 @@ def warn_in_lines():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         yield
-
-
-def begin(*arguments, **named):
-    """train(...), with what it warns of in lines."""
-    with warn_in_lines():
-        return train(*arguments, **named)
 
 
 def summary(rows):
@@ -301,13 +294,6 @@ class Bar:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-def load_data(args, name, limit_train, limit_test):
-    """datasets.load, unless --data-dir was given for a data set that is made here."""
-    if name.startswith("synthetic") and args.data_dir is not None:
-        raise ValueError("--data-dir has no effect on a synthetic data set: leave it out")
-    return datasets.load(name, args.data_dir, limit_train, limit_test)
 
 
 def plotter(wanted, module="plots"):

@@ -22,7 +22,6 @@ from cifar10 import (
     any_letters,
     exit_code,
     given_flags,
-    load_data,
     new_folder,
     note,
     plotter,
@@ -30,10 +29,10 @@ from cifar10 import (
     warn_in_lines,
 )
 
-from npref import get_backend
+from npref import datasets, get_backend
 from npref.command_line import Parser
 from npref.config import Config
-from npref.runlog import changes, environment, going_on, lock, read_log, unlock, write_log
+from npref.runlog import changes, check_same_run, environment, going_on, lock, read_log, unlock, write_log
 from npref.train import Diverged, Interrupted, train
 
 ROW = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
@@ -49,9 +48,9 @@ def search(config, data, start, *, seeds=(0,), factor=2.0, patience=3, most=MOST
     """
     rows = list(rows)
     while not ended(rows, patience, most):
-        if math.log(start) + len(rows) * math.log(factor) > math.log(sys.float_info.max):
-            return  # the next rate is no number
-        lr = rate(start, factor, len(rows))
+        lr = next_rate(rows, start, factor)
+        if math.isinf(lr):
+            return
         row = dict.fromkeys(ROW, 0.0) | {"lr": lr}
         try:
             for seed in seeds:
@@ -64,9 +63,8 @@ def search(config, data, start, *, seeds=(0,), factor=2.0, patience=3, most=MOST
         yield row
 
 
-def rate(start, factor, n):
-    """start * factor**n, also where the power alone would be too large a number."""
-    return math.prod([start, *[factor] * n])
+def next_rate(rows, start, factor):
+    return rows[-1]["lr"] * factor if rows else start
 
 
 def ended(rows, patience, most=MOST):
@@ -119,7 +117,7 @@ def run(args, stop):
     config = Config(**given, lr=args.start, seed=args.seeds[0])
     plots = plotter(args.plot)
     backend = get_backend(config.backend)
-    data = load_data(args, config.dataset, config.limit_train, config.limit_test)
+    data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
     config = replace(config, dataset=data.name)
     say(f"data: {data.source}; {data.completeness}")
     out = args.out or new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-search-{config.method}-{config.arch}-{data.name}")
@@ -153,7 +151,7 @@ def run(args, stop):
         write_log(path, about, env, rows, "finished")
     except Interrupted as error:
         kept = f"the {len(rows)} rates before it are in {out}: go on with the same command and --out" if rows else "it was the first"
-        raise Interrupted(f"{error} with lr {rate(args.start, args.factor, len(rows)):g}; {kept}") from None
+        raise Interrupted(f"{error} with lr {next_rate(rows, args.start, args.factor):g}; {kept}") from None
     finally:
         unlock(held)
         if args.out is None:
@@ -162,7 +160,7 @@ def run(args, stop):
     print(f"{config.method} {config.arch} on {data.name}: best learning rate {best(rows):g} of {len(rows)} from {rows[0]['lr']:g} to "
           f"{rows[-1]['lr']:g}\nlog: {path}")
     if plots is not None:
-        print(f"picture: {plots.plot_search(read_log(path), out / 'search.png')}")
+        print(f"picture: {plots.plot_searches({path: read_log(path)}, out / 'search.png')}")
     return 0
 
 
@@ -174,12 +172,7 @@ def begun(path, about, data):
     if not path.exists():
         return [], None
     saved = read_log(path)
-    differ = [f"{name} was {saved['config'].get(name)!r}, now {value!r}" for name, value in about.items()
-              if name not in ("patience", "most") and saved["config"].get(name) != value]
-    if saved["environment"]["data"] != data:
-        differ.append("the data's contents")
-    if differ:
-        raise ValueError(f"{path} holds another search: {'; '.join(differ)}; choose another --out")
+    check_same_run(saved, about, data, path.parent, apart=("patience", "most"))
     rows = saved["rows"]
     if any(ended(rows[:i], about["patience"], about["most"]) for i in range(len(rows))):
         raise ValueError(f"{path} has tried {len(rows)} rates, more than --patience {about['patience']} and --most {about['most']} allow: "

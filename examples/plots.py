@@ -87,13 +87,11 @@ def plot_curves(panels, path):
     return save(figure, path)
 
 
-def plot_search(log, path):
-    """Training loss against learning rate of one search; returns the path. The best rate is marked; a diverged one has no point."""
-    return plot_searches({path: log}, path)
-
-
 def plot_searches(logs, path):
-    """Training loss against learning rate, a panel an architecture and data set, a line a method; returns the path."""
+    """Training loss against learning rate, a panel an architecture and data set, a line a method; returns the path.
+
+    The best rate is marked; a diverged one has no point.
+    """
     places = list(dict.fromkeys((log["config"]["arch"], log["config"]["dataset"]) for log in logs.values()))
     figure = Figure(figsize=(4.5 * len(places), 3.6), layout="constrained")
     for axes, place in zip(figure.subplots(1, len(places), squeeze=False)[0], places):

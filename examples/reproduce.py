@@ -16,7 +16,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from cifar10 import any_letters, exit_code
+from cifar10 import any_letters, exit_code, plotter
 from jobs import alignment_jobs, cells_of, search_jobs, training_jobs, wanted, work
 from recipes import NOT_RUN, RECIPES
 from results import STAND_INS, alignment_of, config_of, gather, kind_of, record, run_name, runs_of, searches, searches_of
@@ -28,7 +28,6 @@ from npref.command_line import Parser, folder
 from npref.network import ARCHITECTURES
 from npref.runlog import replace_file
 
-HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
@@ -38,7 +37,7 @@ def parse(arguments):
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--runs", type=folder, help="folder of the runs (default: runs/reproduce)")
     shared.add_argument("--results", type=folder, help="recorded results (default: data/results)")
-    names = dict(choices=[*RECIPES, *NOT_RUN], metavar="NAME", help="a table or figure, as `list` names them")
+    names = dict(metavar="NAME", help="a table or figure, as `list` names them")
     shown = argparse.ArgumentParser(add_help=False, parents=[shared])
     shown.add_argument("--own", action="store_true", help="show the runs under --runs only (default: recorded ones too)")
     commands.add_parser("list", parents=[shown], help="name every table and figure, and what has been run")
@@ -59,11 +58,11 @@ def parse(arguments):
     run.add_argument("--missing", action="store_true", help="only what is not recorded in --results (default: no)")
     run.add_argument("--dry-run", action="store_true", help="print the commands, run nothing (default: no)")
     show = commands.add_parser("table", parents=[shown], help="print the paper's numbers beside ours")
-    show.add_argument("names", nargs="*", **{**names, "choices": None})
+    show.add_argument("names", nargs="*", **names)
     show.add_argument("--until", type=int, metavar="EPOCH", help="count epochs up to this one only (default: all)")
     show.add_argument("--into", type=Path, metavar="FILE", help=f"put it into FILE between {BEGIN} and {END} (default: print it)")
     plot = commands.add_parser("plot", parents=[shown], help="draw figures from the runs")
-    plot.add_argument("names", nargs="*", **{**names, "choices": None})
+    plot.add_argument("names", nargs="*", **names)
     plot.add_argument("--out", type=folder, help="folder of the pictures (default: --runs)")
     commands.add_parser("record", parents=[shared], help="write what the logs under --runs say to --results, as text")
     args = parser.parse_args(arguments)
@@ -82,7 +81,7 @@ def parse(arguments):
     if args.command != "run" and args.runs is not None and not args.runs.is_dir():
         parser.error(f"--runs names a folder that is there, got {args.runs}")
     args.runs = args.runs or Path("runs") / "reproduce"
-    args.results = args.results or HERE.parent / "data" / "results"
+    args.results = args.results or Path(__file__).resolve().parents[1] / "data" / "results"
     if args.command == "run" and args.synthetic and args.data_dir is not None:
         parser.error("--data-dir has no effect with --synthetic: leave one out")
     if args.command == "run" and args.synthetic + args.dedup + args.split_test > 1:
@@ -232,11 +231,7 @@ def show_table(args, stop):
 
 
 def draw(args, stop):
-    try:
-        import alignment_plots
-        import plots
-    except Exception as error:  # a broken matplotlib raises anything
-        raise ValueError(f"plot needs matplotlib ({error}): pip install -e \".[examples]\"") from error
+    plots, alignment_plots = plotter(True), plotter(True, "alignment_plots")
     logs, out = shown_logs(args), args.out or args.runs
     places = args.runs if args.own else f"{args.runs} or {args.results}"
     if not logs and not args.names:

@@ -177,7 +177,7 @@ def test_quiet_and_the_default_folder(run):
     (["--anp-norm", "layer", "--methods", "np"], "anp_norm=layer has no effect: neither anp nor danp is measured; leave it out"),
     (["--train-sigma2", "1e-3"], "train_sigma2=0.001 has no effect"),
     (["--limit-test", "20"], "limit_test=20 has no effect"),
-    (["--data-dir", "."], "--data-dir has no effect on a synthetic data set"),
+    (["--data-dir", "."], "is made here, and a folder of data has no effect on it"),
     (["--limit-train", "1000000"], "limit_train must be between 1 and 8000"),
     (["--dtype", "float16"], "argument --dtype: invalid choice"),
     (["--batch-size", "0"], "batch_size must be at least 1"),

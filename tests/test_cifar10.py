@@ -116,10 +116,10 @@ def test_data_dir(run, tmp_path):
     assert (code, err) == (0, "")
     assert out.startswith(f"data: synthetic images with 1/f correlations (no cifar-10-batches-bin in {tmp_path};")
     code, _, err = run("--data-dir", tmp_path)
-    assert code == 2 and "--data-dir has no effect on a synthetic data set" in err
+    assert code == 2 and "is made here, and a folder of data has no effect on it" in err
     assert run("--method", "np", "--out", "r")[0] == 0
     code, _, err = run("--resume", "r", "--epochs", 9, "--data-dir", tmp_path, tiny=False)
-    assert code == 2 and "--data-dir has no effect on a synthetic data set" in err
+    assert code == 2 and "is made here, and a folder of data has no effect on it" in err
 
 
 def test_the_default_folder_is_new_every_time(run):
@@ -322,7 +322,7 @@ def test_a_folder_is_quoted_in_the_way_on(run, monkeypatch):
         raise cifar10.Interrupted("stopped")
         yield
 
-    monkeypatch.setattr(cifar10, "begin", stopped)
+    monkeypatch.setattr(cifar10, "train", stopped)
     monkeypatch.setattr(cifar10, "exit_code", lambda work: work(lambda: False))
     with pytest.raises(cifar10.Interrupted, match="go on with --resume 'my run'$"):
         run("--out", "my run")

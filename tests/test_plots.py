@@ -192,7 +192,7 @@ def test_searches_have_a_panel_a_place_and_a_star_at_the_best_rate(tmp_path, fig
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in fc3.lines] == [([1, 10, 100], [3, 2, 1]), ([100], [1])]
     assert [line.get_marker() for line in fc1.lines] == ["s", "*", "D", "*"]
     assert [text.get_text() for text in fc1.get_legend().get_texts()] == ["NP", "BP"]
-    plots.plot_search(logs["b"], tmp_path / "q.png")
+    plots.plot_searches({"b": logs["b"]}, tmp_path / "q.png")
     assert [lines_of(axes) for axes in figures[-1].axes] == [lines_of(fc3)] and (tmp_path / "q.png").exists()
 
 

@@ -207,7 +207,7 @@ def test_the_pictures_are_the_same_every_time(run, tmp_path):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["run", "v3-table9"], "invalid choice: 'v3-table9'"),
+    (["run", "v3-table9"], "unknown name 'v3-table9'"),
     (["table", "v3-table9"], "unknown name 'v3-table9': expected one of v2-table3, "),
     (["run", "v2-table3", "--jobs", "0"], "--jobs must be at least 1, got 0"),
     (["run", "v2-table3", "--epochs", "0"], "--epochs must be at least 1, got 0"),
