@@ -30,6 +30,7 @@ def forward_pass(x0, W, R, b, f, eps=None, unfold=None):
     x_star, a, x = [], [], [x0]
     for l in range(len(W)):
         columns = x[l] if unfold is None else unfold[l](x[l])
+        assert len(columns.shape) == 2, "vectors are columns, (n, 1)"
         x_star.append(R[l] @ columns)  # x*_l = R_l x_l
         a.append(W[l] @ x_star[l] + b[l])  # a_{l+1} = W_{l+1} x*_l
         if eps is not None:
@@ -82,7 +83,7 @@ def anp_update(N, dL, da, l, x_star, per_layer=False):
 
 
 def decorrelation_update(R, x_stars, alpha):
-    """v2 §2.2: R ← R - α (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, ⟨·⟩ over the mini-batch (and a convolution's positions)."""
+    """v2 §2.2: R ← R - α (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, ⟨·⟩ over the mini-batch (and a convolution's positions). The new R."""
     samples = [x[:, i : i + 1] for x in x_stars for i in range(x.shape[1])]
     moment = sum(x @ x.T for x in samples) / len(samples)
     for i in range(len(moment)):

@@ -193,7 +193,8 @@ def _check_fits(network, params, x):
 def check_noise(network, x, noise, group=False):
     """Raise ValueError or TypeError when noise, one array per layer, is not (B, *shape), or for a `group` (k >= 1, B, *shape), of one k."""
     if not isinstance(noise, (list, tuple)):
-        raise TypeError(f"{'a group of noise' if group else 'noise'} must be a list or tuple of arrays, got {type(noise).__name__}")
+        raise TypeError(f"{'a group of noise' if group else 'noise'} must be a list or tuple of arrays, got {type(noise).__name__}"
+                        + ("; noise is a list of groups, pass [eps] for a single one" if group else ""))
     if len(noise) != len(network.layers):
         raise ValueError(f"noise needs one array per layer, {len(network.layers)}, got {len(noise)}"
                          + ("; an iterable of groups is expected, pass [eps] for a single one" if group else ""))

@@ -27,6 +27,11 @@ def test_forward_pass_by_hand():
     assert a[0].ravel().tolist() == [5, -1] and x[1].ravel().tolist() == [5, 0] and a[1].item() == 6.5
 
 
+def test_vectors_are_columns():
+    with pytest.raises(AssertionError, match="are columns"):  # (n,) would give ΔW as one number
+        eq.forward_pass(np.ones(2), [np.ones((2, 2))], [np.eye(2)], [0], [np.tanh])
+
+
 def test_gradients_by_hand():
     """g_1 = f'(a_1) ⊙ R_1ᵀ W_2ᵀ g_2, with an R_1 that is not symmetric."""
     W, R = [I2, np.array([[1.0, 3]])], [I2, np.array([[1.0, 2], [0, 1]])]

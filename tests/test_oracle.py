@@ -131,6 +131,13 @@ def inputs_counted(case):
     return (units + np.prod(case.input_shape)) / units
 
 
+def test_what_is_not_implemented_is_skipped():
+    def adapter(case):
+        raise NotImplementedError("no convolutions here")
+
+    assert judged("bp/dense2-bias", adapter).skipped == "the adapter does not support it"
+
+
 WRONG = {  # what is wrong: (adapter, case, the first wrong quantity, words of the hint)
     "clean minus noisy": (changed(lambda c, o: {"dL": -o["dL"]}), "anp/dense2-bias-k3", "dL", "clean minus noisy"),
     "one loss difference": (changed(mean_dL), "np/dense2-bias-k3", "dL", "one δL for the whole batch"),

@@ -4,9 +4,9 @@
     python -m npref.oracle check vectors.h5 --adapter my_module:my_function
 
 An **adapter** is a function of one `Case`: its inputs are NumPy arrays (see `Case` for all of them), and it returns a dict with any of
-these, as arrays of NumPy, CuPy, PyTorch, JAX or TensorFlow, or None for a case that it does not support. Compute in the dtype of the
-inputs. B samples, K noise samples, L layers, P positions of a convolution's output; lists are over layers l = 0 ... L-1, and
-None or a missing entry is not checked.
+these, as arrays of NumPy, CuPy, PyTorch, JAX or TensorFlow. For a case that it does not support it returns None or raises
+NotImplementedError. Compute in the dtype of the inputs. B samples, K noise samples, L layers, P positions of a convolution's output;
+lists are over layers l = 0 ... L-1, and None or a missing entry is not checked.
 
     x_star      list (B, n_in), for a convolution (B, n_in, P)   x*: what W multiplies, R applied; clean pass
     a, x        list (B, *shape)               pre-activation with bias, and output, of the clean pass
@@ -27,8 +27,8 @@ divided by B; dW of bp is its mean. Updates of W, b and R all use what was there
 mse sums over outputs, mse-mean averages. step is 1 for a > 0, else 0; sign is 1, else -1. adam-eps-hat: W - lr √(1 - β₂ᵗ) / (1 - β₁ᵗ) m /
 (√v + ε). An entry for no bias or no R is None or left out; a quantity that the case does not have is ignored.
 
-With a noisy baseline (case.baseline) that pass is the clean pass in all of the above. `npref/oracle/adapter.py` is an adapter of 80
-lines; examples/adapters/ has them for PyTorch and JAX.
+With a noisy baseline (case.baseline) that pass is the clean pass in all of the above, and NP's update has the noisy pass's own ε.
+`npref/oracle/adapter.py` is an adapter of 80 lines; examples/adapters/ has them for PyTorch and JAX.
 """
 
 from .adapter import self

@@ -19,10 +19,11 @@ def parse(arguments):
     command = commands.add_parser("write", help="compute the cases and write them to an HDF5 file", allow_abbrev=False)
     command.add_argument("vectors", metavar="OUT.h5")
     command.add_argument("--cases", default="*", nargs="+", metavar="GLOB", help="only cases with such a name, as 'danp/*' (default: all)")
-    command = commands.add_parser("check", help="compare an implementation with a file of golden vectors", allow_abbrev=False)
+    command = commands.add_parser("check", help="compare an implementation with a file of golden vectors", allow_abbrev=False,
+                                  epilog="conventions: " + "; ".join(f"{name} is {c.text}" for name, c in CONVENTIONS.items()))
     command.add_argument("vectors", metavar="VECTORS.h5")
     command.add_argument("--adapter", required=True, metavar="MODULE:OBJECT", help="a function of a case; npref.oracle:self is npref's own")
-    command.add_argument("--convention", default="paper", choices=CONVENTIONS, help="whose numbers to expect (default: paper)")
+    command.add_argument("--convention", default="paper", choices=CONVENTIONS, help="whose numbers to expect, see below (default: paper)")
     command.add_argument("--cases", default="*", nargs="+", metavar="GLOB", help="only cases with such a name (default: all)")
     command.add_argument("--dtype", choices=DTYPES, help="only this dtype (default: both)")
     command.add_argument("--quiet", action="store_true", help="print differences and the summary only (default: no)")
@@ -101,7 +102,7 @@ def _check(args, stopping):
         elif verdict == "WRONG" or not args.quiet:
             print(f"{r.name:40} {r.dtype:8} {r.checked:6}  {r.worst:8.2g} {r.worst_at:18} {verdict}", flush=True)
         if r.wrong:
-            print(f"    first wrong: {r.wrong}{r.details if r.details.startswith('[') else ': ' + r.details}")
+            print(f"    first wrong: {r.wrong}, {'at worst ' * r.details.startswith('[')}{r.details}")
             if r.hint:
                 print(f"    hint: {r.hint}")
     print(f"{count['ok']} ok, {count['WRONG']} wrong, {count['skipped']} skipped, by the convention {args.convention!r}")

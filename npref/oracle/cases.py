@@ -23,10 +23,12 @@ class Case:
     (K, B, *shape of the layer's output), its sigma included; None for BP. baseline: the noise of the pass that stands in for
     the clean one (v2 §3.4), per layer (B, *shape), or None. Every input is a float32 number, so both dtypes see the same.
 
-    layers are npref's Dense and Conv: activation and slope, bias, and for Conv channels, kernel, stride, padding.
+    layers are npref's Dense and Conv: activation and slope, bias, and for Conv channels, and kernel, stride and padding as pairs, vertical
+    first; a kernel is not flipped.
     method: bp, np, inp, anp, or with a d before it; rule is the method without its d, decorrelate whether it has one. sigma2: the σ²
     that NP divides by. anp_norm: network, ‖δa‖² of Eq. 6, or layer, ‖δa_l‖² in its place.
-    loss: cce, mse or mse-mean. alpha: the rate of R. optimizer (adam: β 0.9, 0.999, ε 1e-7; adam-eps-hat; sgd) with lr for W and b.
+    loss: cce, mse or mse-mean. alpha: the rate of R. optimizer (adam: β 0.9, 0.999, ε 1e-7; adam-eps-hat; sgd) with lr for W and b. In
+    float32 take 1 - β₂ as 0.001: the difference of 1 and β₂ as float32 numbers is off by 5e-5 of it.
     """
 
     name: str

@@ -238,9 +238,12 @@ def list_cases(path=None):
     """(name, text) of the cases in a file, or of the built-in ones."""
     if path is None:
         return [(case.name, case.text) for case, *_ in case_list()]
-    return [(case.name, case.text) for case, _ in read(path)]
+    with _opened(path) as file:
+        return [(name, json.loads(file[name].attrs["settings"])["text"]) for name in json.loads(file.attrs["cases"])]
 
 
 def one_case(path, name):
     """The case of that very name, and its quantities. Raises ValueError where there is none."""
+    if name not in dict(list_cases(path)):
+        raise ValueError(f"no case in {path} is named {name!r}: python -m npref.oracle list shows the names")
     return next(read(path, escape(name)))

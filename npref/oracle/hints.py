@@ -9,11 +9,14 @@ from .conventions import CONVENTIONS, VARIANTS
 from .reference import Kink, reference
 
 
-def hint(case, convention, name, out, value, tolerance, rerun=True):
+def hint(case, convention, name, out, value, tolerance, rerun=True, right=None, fitted=()):
     """Words on what `out`, not within `tolerance` of `value` of the same shape, may have come from; "" where nothing fits.
 
-    rerun=False leaves out the explanations that need the reference computed again.
+    rerun=False leaves out the explanations that need the reference computed again, but for those whose words are in `fitted`, as
+    others of the adapter's differences have been explained by them. right: {quantity: (array, tolerance)} of what was found right:
+    an explanation must leave it so.
     """
+    right = right or {}
     turned = []
     if out.ndim == 2:
         turned = [(out.T, "transposed")]
@@ -23,12 +26,20 @@ def hint(case, convention, name, out, value, tolerance, rerun=True):
     for other, words in turned:
         if other.shape == value.shape and _agree(other, value, tolerance):
             return words
+    if name.startswith("x_star") and np.all(abs(_sorted(out) - _sorted(value)) <= 4 * np.max(tolerance)):
+        return "the right numbers in another order: a patch is (C_in, kh, kw), not flipped; an image is flattened as (C, H, W)"
     if rerun and convention != CONVENTIONS["paper"]:
-        papers = _rerun(case, CONVENTIONS["paper"], name)
+        papers = _rerun(case, CONVENTIONS["paper"], name).get(name)
         if papers is not None and papers.shape == out.shape and _agree(out, papers.value, tolerance):
             return "this is the paper's number, not this convention's"
-    return (_variant(case, convention, name, out, value, tolerance) if rerun else "") or _factor(case, name, out, value, tolerance) \
-        or _precision(case, out, value, tolerance)
+    said = _decorrelation(case, convention, name, out, value, tolerance, right) \
+        or _variant(case, convention, name, out, value, tolerance, rerun, right, fitted)
+    if said or not name.startswith("after_"):
+        return said or _factor(case, name, out, value, tolerance) or _precision(case, out, value, tolerance)
+    moments = {name.replace(f"/{kind}/", f"/{moment}_{kind}/") for kind in "Wb" for moment in "mv"} - {name}
+    if moments <= right.keys() and moments:
+        return "m and v are right: it is the last step's ε, bias correction or rate"
+    return _factor(case, name, out, value, tolerance)  # no precision: a step makes errors of every size out of one in ΔW
 
 
 def shape_hint(out, value, tolerance):
@@ -40,23 +51,45 @@ def _agree(out, value, tolerance):
     return bool(np.all(abs(out - value) <= 4 * np.broadcast_to(tolerance, value.shape)))
 
 
-def _variant(case, convention, name, out, value, tolerance):
+def _sorted(a):
+    """Each sample's numbers in order of size."""
+    return np.sort(a.reshape(len(a), -1), axis=1)
+
+
+def _decorrelation(case, convention, name, out, value, tolerance, right):
+    """What dR is instead, where x* is right."""
+    kind, _, l = name.partition("/")
+    if kind != "dR" or f"x_star/{l}" not in right or convention.R_transposed or convention.scaled_decorrelation:
+        return ""
+    x_star, R = right[f"x_star/{l}"][0], case.R[int(l)].astype(float)
+    rows = x_star.swapaxes(1, -1).reshape(-1, x_star.shape[1])  # (B*P, n_in)
+    moment = rows.T @ rows / len(rows)
+    C = moment - np.diag(np.diag(moment))
+    for other, words in ((moment @ R, "the moment's diagonal kept: ⟨(x*)²⟩ is to be taken off"),
+                         ((moment - np.eye(len(R))) @ R, "1 in place of the moment's diagonal ⟨(x*)²⟩"),
+                         (R @ C, "R times the moment: it is the moment times R"), (C, "the factor R is missing")):
+        if _agree(out, other, 2 * tolerance) and not _agree(value, other, tolerance):
+            return words
+    return ""
+
+
+def _variant(case, convention, name, out, value, tolerance, rerun, right, fitted):
     for fields, words in VARIANTS:
-        if all(getattr(convention, k) == v for k, v in fields.items()):
+        if all(getattr(convention, k) == v for k, v in fields.items()) or not (rerun or words in fitted):
             continue
-        other = _rerun(case, replace(convention, **fields), name)
-        if other is None or _agree(value, other.value, tolerance):  # no variant changes a shape
+        run = _rerun(case, replace(convention, **fields), name)
+        if name not in run or _agree(value, run[name].value, tolerance):  # no variant changes a shape
             continue
-        if _agree(out, other.value, tolerance):
+        if _agree(out, run[name].value, tolerance) and all(_agree(a, run[n].value, t) for n, (a, t) in right.items() if n in run):
             return words
     return ""
 
 
 def _rerun(case, convention, name):
     try:
-        return reference(case, convention, (10,) if name.startswith("after_10") else (1,)).get(name)
+        return reference(case, convention, (10,) if name.startswith("after_10") else (1,))
     except Kink:
-        return None
+        return {}
 
 
 def _factor(case, name, out, value, tolerance):
@@ -85,6 +118,10 @@ def _factor(case, name, out, value, tolerance):
                 known += [(1 / n, f"{words}, is missing"), (1 / sqrt(n), f"the square root of {words}, in its place"),
                           (n, f"{words}, once too often")]
         known += {"anp": [(N_l / N, "N_l in place of N")], "inp": [(N / N_l, "N in place of N_l")]}.get(case.rule, [])
+    if kind == "dR":
+        positions = prod(case.network.shapes[int(l) + 1][1:])
+        known += [(B, "summed over the batch: the mean is expected"), (positions, "summed over positions: their mean is expected"),
+                  (B * positions, "summed over samples and positions: their mean is expected")]
     known = [(number, words) for number, words in known if abs(number - 1) > 1e-9]  # one sample, or position, makes no difference
     fitting = [words for number, words in known if abs(factor - number) <= 1e-4 * abs(number)]
     fitting += [f"the sign, and {words}" for number, words in known if number > 0 and abs(factor + number) <= 1e-4 * number]
