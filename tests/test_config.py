@@ -60,7 +60,7 @@ def test_learning_rates():
     (dict(sigma2=1e-60), "sigma2=1e-60 is out of float32's range"),
     (dict(sigma2=1e300, dtype="float32"), "out of float32's range"),
     (dict(slope=1.0), r"slope must be in \[0, 1\), got 1.0"),
-    (dict(slope=float("nan")), "slope must be"),
+    (dict(slope=float("nan")), "slope must be finite, got nan"),
     (dict(seed=2**64), "seed must be at least 0 and below 2\\^64"),
     (dict(limit_train=0), "limit_train must be at least 1"),
     (dict(arch="fc1", slope=0.1), "slope=0.1 has no effect: fc1 has no hidden layer"),

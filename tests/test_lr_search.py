@@ -140,14 +140,15 @@ def test_mistakes(words, message, capsys):
 
 def test_a_place_for_data_that_are_made_here_is_refused(tmp_path, capsys):
     assert lr_search.main([*TINY, "--data-dir", str(tmp_path), "--out", str(tmp_path / "s"), "--no-plot"]) == 2
-    assert "is made here, and a folder of data has no effect on it: leave" in capsys.readouterr().err
+    assert f"synthetic is made here, and a folder of data has no effect on it: leave {tmp_path} out" in capsys.readouterr().err
 
 
 def test_another_search_is_not_overwritten(tmp_path, capsys):
     assert lr_search.main([*TINY, "--most", "1", "--out", str(tmp_path), "--no-plot"]) == 0
     before = (tmp_path / "search.h5").read_bytes()
     assert lr_search.main([*TINY, "--most", "2", "--seeds", "1", "--out", str(tmp_path), "--no-plot"]) == 2
-    assert "seed was 0, now 1; seeds was [0], now [1]" in capsys.readouterr().err
+    differs = "seed was 0, now 1; seeds was [0], now [1]"
+    assert f"cannot resume {tmp_path} with a changed configuration: {differs}; start anew in another folder" in capsys.readouterr().err
     assert (tmp_path / "search.h5").read_bytes() == before
 
 

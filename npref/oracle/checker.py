@@ -106,7 +106,10 @@ def _outside(case, c):
 
 def compare(case, convention, outputs, adapter, rerun=True, fitted=()):
     """One case's `Result`; `case` in the dtype to be tested, `outputs` {quantity: (value, scale)}. rerun, fitted: as for `hints.hint`."""
-    found = _call(adapter, case)
+    try:
+        found = _call(adapter, case)
+    except NotImplementedError as error:  # a library's, too: hence the place
+        return Result(case.name, case.dtype, skipped=f"the adapter does not support it ({_where(error)})")
     if found is None:
         return Result(case.name, case.dtype, skipped="the adapter does not support it")
     found = {name: a for name, a in _arrays(case, found, outputs).items() if name in outputs}
@@ -149,7 +152,7 @@ def _call(adapter, case):
     try:
         return adapter(case.cast(case.dtype))  # a copy: it may change the arrays in place
     except NotImplementedError:
-        return None
+        raise
     except (Exception, SystemExit) as error:
         raise CannotRun(f"{case.name} in {case.dtype}: the adapter raised {_where(error)}") from error
 
