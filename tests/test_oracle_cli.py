@@ -107,6 +107,22 @@ def flipped(case):
     return {"dL": -oracle.self(case)["dL"]} if case.rule != "bp" else None
 
 
+def some(case):
+    """All but x_star, dR and, of hand/dbp, the first layer's a."""
+    right = {q: a for q, a in oracle.self(case).items() if q not in ("x_star", "dR")}
+    return right | {"a": [None, *right["a"][1:]]} if case.name == "hand/dbp" else right
+
+
+def test_check_names_what_was_not_returned_and_so_not_compared(capsys):
+    adapter = ["--adapter", "test_oracle_cli:some"]
+    code, out, err = run(capsys, "check", SMALL, *adapter, "--cases", "hand/bp", "hand/dbp", "--dtype", "float32")
+    assert (code, err) == (0, "") and out.splitlines()[-3:-1] == ["not returned 2 times, so not compared: x_star, g",
+                                                                  "not returned 1 time, so not compared: a, dR"]
+    assert [r.missing for r in checking.check(SMALL, some, cases="hand/bp")] == [("x_star", "g")] * 2
+    code, out, err = run(capsys, "check", SMALL, "--adapter", "npref.oracle:self", "--cases", "hand/np", "--quiet")
+    assert (code, err, len(out.splitlines())) == (0, "", 1)
+
+
 def test_check_prints_a_table_and_tells_by_its_exit_code(capsys):
     code, out, err = run(capsys, "check", SMALL, "--adapter", "npref.oracle:self", "--cases", "hand/*", "danp/dense2*")
     assert code == 0 and err == "" and "danp/dense2-bias-k3" in out and out.splitlines()[-1].startswith("14 ok, 0 wrong, 0 skipped")

@@ -89,7 +89,7 @@ def run_check(args):
 
 
 def _check(args, stopping):
-    adapter, count = load_adapter(args.adapter), Counter()
+    adapter, count, missing = load_adapter(args.adapter), Counter(), Counter()
     if not args.quiet:
         print(f"{'case':40} {'dtype':8} arrays  worst error, in tolerances")
     for r in check(args.vectors, adapter, args.convention, args.cases, (args.dtype,) if args.dtype else DTYPES):
@@ -97,6 +97,7 @@ def _check(args, stopping):
             raise KeyboardInterrupt
         verdict = "skipped" if r.skipped else "WRONG" if r.wrong else "ok"
         count[verdict] += 1
+        missing.update(r.missing)
         if verdict == "skipped" and not args.quiet:
             print(f"{r.name:40} {r.dtype:8}      -  skipped: {r.skipped}")
         elif verdict == "WRONG" or not args.quiet:
@@ -105,6 +106,9 @@ def _check(args, stopping):
             print(f"    first wrong: {r.wrong}, {'at worst ' * r.details.startswith('[')}{r.details}")
             if r.hint:
                 print(f"    hint: {r.hint}")
+    for n in sorted(set(missing.values()), reverse=True):
+        kinds = ", ".join(kind for kind in missing if missing[kind] == n)
+        print(f"not returned {n} {'time' if n == 1 else 'times'}, so not compared: {kinds}")
     print(f"{count['ok']} ok, {count['WRONG']} wrong, {count['skipped']} skipped, by the convention {args.convention!r}")
     if not count["ok"] + count["WRONG"]:
         raise CannotRun("every case was skipped, so nothing was checked: choose other --cases or another --convention; "

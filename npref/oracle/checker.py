@@ -26,12 +26,14 @@ class CannotRun(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """One case in one dtype. checked: arrays compared; worst: the largest error in tolerances, and where; wrong: the first quantity
-    beyond its tolerance in the order of the computation, with what is known of it; skipped: why nothing was compared."""
+    """One case in one dtype. checked: arrays compared; missing: the kinds of arrays that the adapter did not return, or not for all layers;
+    worst: the largest error in tolerances, and where; wrong: the first quantity beyond its tolerance in the order of the computation, with
+    what is known of it; skipped: why nothing was compared."""
 
     name: str
     dtype: str
     checked: int = 0
+    missing: tuple = ()
     worst: float = 0.0
     worst_at: str = ""
     wrong: str = ""
@@ -115,7 +117,8 @@ def compare(case, convention, outputs, adapter, rerun=True, fitted=()):
     found = {name: a for name, a in _arrays(case, found, outputs).items() if name in outputs}
     if not found:
         raise CannotRun(f"{case.name}: the adapter returned nothing that can be checked; expected any of {', '.join(_kinds(outputs))}")
-    eps, result, right = np.finfo(case.dtype).eps, Result(case.name, case.dtype, len(found)), {}
+    missing = tuple(_kinds(name for name in outputs if name not in found))
+    eps, result, right = np.finfo(case.dtype).eps, Result(case.name, case.dtype, len(found), missing), {}
     for name in sorted(found, key=_stage(outputs)):
         value, scale = outputs[name]
         out, tolerance = found[name], TOLERANCE * eps * scale
