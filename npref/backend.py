@@ -56,11 +56,12 @@ def array_module(*arrays) -> ModuleType:
 
     Raises TypeError when they are mixed, or when one is neither, or is masked or a matrix, which compute otherwise.
     """
-    return _module_of(frozenset(type(a) for a in arrays if a is not None))
+    return _module_of(frozenset(map(type, arrays)))
 
 
 @lru_cache
 def _module_of(types):
+    types -= {type(None)}
     for t in types - {np.ndarray}:
         if issubclass(t, (np.ma.MaskedArray, np.matrix)):
             raise TypeError(f"expected a plain array, got numpy.{t.__name__}: use its filled(value), or numpy.asarray")

@@ -42,17 +42,16 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
     enough: functions write to their own only (NumPy computes without Python's lock). On a GPU there is one slice. No result depends
     on the division. An error on any thread is raised once all have ended.
     """
-    if xp is not np:
+    size = max(1, CACHE_BLOCK // max(1, width))
+    if xp is not np or n <= size:
         if n:
             function([slice(0, n)])
         return
-    size = max(1, CACHE_BLOCK // max(1, width))
     blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
-    workers = min(cores(), len(blocks)) if len(blocks) > 1 else 1  # a small network asks often
+    workers = min(cores(), len(blocks))
     pool = _threads(cores() - 1) if workers > 1 else None
     if pool is None:
-        if blocks:
-            function(blocks)
+        function(blocks)
         return
     parts = [blocks[w * len(blocks) // workers : (w + 1) * len(blocks) // workers] for w in range(workers)]
     others = []
