@@ -118,7 +118,7 @@ def unfold(layer, x):
                 for j in range(kw):  # position (r, s), tap (i, j) is pixel (r sh + i, s sw + j)
                     patches[b, ..., i, j] = image[b, i : i + sh * H : sh, j : j + sw * W : sw]
 
-    in_blocks(xp, gather, len(x), image[0].size)
+    in_blocks(xp, gather, len(x), patches[0].size)
     return patches.reshape(len(x) * H * W, -1)
 
 
@@ -139,7 +139,7 @@ def unfold_adjoint(layer, rows, in_shape):
                 for j in range(kw):
                     image[b, i : i + sh * H : sh, j : j + sw * W : sw] += patches[b, ..., i, j]
 
-    in_blocks(xp, scatter, len(patches), image[0].size)
+    in_blocks(xp, scatter, len(patches), patches[0].size)
     return image[:, ph : ph + H_in, pw : pw + W_in].transpose(0, 3, 1, 2)
 
 
