@@ -220,7 +220,10 @@ def _opened(path):
     if raw[:USER_BLOCK] != _user_block(raw[USER_BLOCK:]):
         raise ValueError(f"{path}: damaged, its sha256 is not the one it was written with; start a new run, or use a copy of it")
     with h5py.File(io.BytesIO(raw), "r") as file:
-        yield file
+        try:
+            yield file
+        except KeyError as error:  # h5py's
+            raise ValueError(f"{path}: not all of a run file is in it ({error.args[0]}); start a new run, or use a copy of it") from error
 
 
 @contextmanager

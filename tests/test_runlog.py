@@ -98,6 +98,14 @@ def test_files_that_are_not_ours(tmp_path):
         runlog.read_checkpoint(tmp_path / "other.h5")
 
 
+def test_a_file_without_all_that_a_run_file_has(tmp_path):
+    with runlog._replacing(tmp_path / "log.h5") as file:
+        file.attrs["config"], file.attrs["status"] = "{}", "running"
+    for read in runlog.read_log, runlog.read_checkpoint:
+        with pytest.raises(ValueError, match=r"log.h5: not all of a run file is in it \(.*environment.*\); start a new run"):
+            read(tmp_path / "log.h5")
+
+
 def test_source_revision(monkeypatch, tmp_path):
     revision = runlog.source_revision()
     assert revision == "unknown" or len(revision.removesuffix("+changes")) == 40
