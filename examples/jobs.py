@@ -160,7 +160,7 @@ def work(jobs, args, stop, recorded):
     if len(jobs) > total:
         print(f"{len(jobs) - total} of {len(jobs)} runs are done already", flush=True)
     if ahead := display.left(waiting, running, args.jobs):
-        print(f"{total} runs to go{ahead}, by the times of runs so far and of recorded ones", flush=True)
+        print(f"{total} of {len(jobs)} runs to go{ahead}, by the times of runs so far and of recorded ones", flush=True)
     try:
         while waiting or running:
             for job in [job for job in waiting if free(job)][: args.jobs - len(running)]:

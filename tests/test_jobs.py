@@ -59,10 +59,10 @@ def test_recorded_runs_tell_how_long_it_will_take(run, tmp_path):
     (tmp_path / "results/logs").mkdir(parents=True)
     results.write_text(tmp_path / "results/logs/synthetic-fc1-bp-limit-train-40-s7.tsv", log)  # of another seed
     code, out, _ = run(*words)
-    assert code == 0 and "2 runs to go; about 4 h 0 min left, by the times" in out  # NP, never timed, is taken to be as fast
+    assert code == 0 and "2 of 2 runs to go; about 4 h 0 min left, by the times" in out  # NP, never timed, is taken to be as fast
     assert "[2/2]" in out and "[1/2] synthetic-fc1-bp" in out and " h " not in out.partition("[2/2]")[2]
     out = run(*words, "--epochs", "3")[1]
-    assert "2 runs to go; about 1 min left" in out  # now they are timed
+    assert "2 of 2 runs to go; about 1 min left" in out  # now they are timed
 
 
 def test_a_search_of_other_epochs_is_another(run, tmp_path):
