@@ -32,8 +32,10 @@ class Network:
     layers: tuple[Layer, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "input_shape", tuple(self.input_shape))
-        object.__setattr__(self, "layers", tuple(self.layers))
+        for name, such_as in (("input_shape", "(3, 32, 32) or (21,)"), ("layers", "(Dense(10),)")):
+            if not isinstance(getattr(self, name), (tuple, list)):
+                raise TypeError(f"{name} must be a tuple such as {such_as}, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.layers:
             raise ValueError("a network needs at least one layer, got an empty list")
         if not self.input_shape or any(not isinstance(n, int) or n < 1 for n in self.input_shape):
@@ -185,30 +187,36 @@ def _check_fits(network, params, x):
             raise ValueError(f"R of layer {l + 1}'s input must be {(n_in, n_in)}, got {params.R[l].shape}")
     found = {p.dtype for p in (x, *params.W, *params.b, *params.R) if p is not None}
     if x.dtype.kind not in "fc" or x.dtype.itemsize < 4:
-        raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use x.astype(\"float32\")")
+        remedy = "npref.batches.prepare(x, \"float32\"), which divides pixels by 255" if x.dtype == "uint8" else "x.astype(\"float32\")"
+        raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use {remedy}")
     if len(found) > 1:
         raise TypeError(f"x and the parameters must share one dtype, got {', '.join(sorted(map(str, found)))}")
 
 
-def check_noise(network, x, noise, group=False):
+def check_noise(network, x, noise, group=False, name="noise"):
     """Raise ValueError or TypeError when noise, one array per layer, is not (B, *shape), or for a `group` (k >= 1, B, *shape), of one k."""
     if not isinstance(noise, (list, tuple)):
-        raise TypeError(f"{'a group of noise' if group else 'noise'} must be a list or tuple of arrays, got {type(noise).__name__}"
+        raise TypeError(f"{'a group of noise' if group else name} must be a list or tuple of arrays, got {type(noise).__name__}"
                         + ("; noise is a list of groups, pass [eps] for a single one" if group else ""))
     if len(noise) != len(network.layers):
-        raise ValueError(f"noise needs one array per layer, {len(network.layers)}, got {len(noise)}"
+        raise ValueError(f"{name} needs one array per layer, {len(network.layers)}, got {len(noise)}"
                          + ("; an iterable of groups is expected, pass [eps] for a single one" if group else ""))
     for l, eps_l in enumerate(noise):
         if eps_l is None:
-            raise TypeError(f"noise of layer {l + 1} is None: expected an array for each layer, zeros for one that is not perturbed")
+            raise TypeError(f"{name} of layer {l + 1} is None: expected an array for each layer, zeros for one that is not perturbed")
         array_module(x, eps_l)
+        one = (len(x), *network.shapes[l + 1])
+        if group and eps_l.ndim == len(one):
+            raise ValueError(f"{name} of layer {l + 1} must be (k, {', '.join(map(str, one))}), for k noise samples, got {eps_l.shape}; "
+                             "for a single one give each layer's array an axis of length 1 in front, eps_l[None]")
         if group and eps_l.shape[:1] == (0,):
-            raise ValueError(f"noise of layer {l + 1} has no noise sample: a group's arrays must be (k >= 1, B, *shape), got {eps_l.shape}")
-        expected = (*(noise[0].shape[:1] if group else ()), len(x), *network.shapes[l + 1])
+            raise ValueError(f"{name} of layer {l + 1} has no noise sample: a group's arrays must be (k >= 1, B, *shape), "
+                             f"got {eps_l.shape}")
+        expected = (*noise[0].shape[:1], *one) if group else one
         if eps_l.shape != expected:
-            raise ValueError(f"noise of layer {l + 1} must be {expected}, got {eps_l.shape}")
+            raise ValueError(f"{name} of layer {l + 1} must be {expected}, got {eps_l.shape}")
         if eps_l.dtype != x.dtype:
-            raise TypeError(f"noise of layer {l + 1} must have x's dtype {x.dtype}, got {eps_l.dtype}")
+            raise TypeError(f"{name} of layer {l + 1} must have x's dtype {x.dtype}, got {eps_l.dtype}")
 
 
 def init_params(network, *, init="he", seed=0, dtype="float32", decorrelate=False, xp=np):
@@ -219,8 +227,10 @@ def init_params(network, *, init="he", seed=0, dtype="float32", decorrelate=Fals
     uniform  uniform on +-1 / sqrt(n_in)
 
     Numbers are drawn in float64 on the host, layer by layer, from the seed's own stream: the same for every dtype and backend.
-    Raises ValueError for an unknown init, seed or dtype.
+    Raises ValueError for an unknown init, seed or dtype, TypeError for what is no dtype.
     """
+    if not isinstance(network, Network):
+        raise TypeError(f"expected a Network, got {type(network).__name__}")
     if str(np.dtype(dtype)) not in DTYPES:
         raise ValueError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
     W, b, R = [], [], []

@@ -5,7 +5,8 @@ error. An update has the gradient's sign: it is to be subtracted. The decorrelat
 parameters that have R. x (B, *input_shape) and t (B, n_out) are arrays of the parameters' dtype, and every rule returns an `Update`.
 
 Noise comes in as arrays: `noise` is an iterable of groups, a group is one array per layer, (k, B, *shape of the layer's
-output), and the k of all groups add up to K. Pass `[eps]` for a single group. Groups only bound memory; their results add.
+output), and the k of all groups add up to K. Pass `[eps]` for a single group. Groups only bound memory; their results add, up to
+rounding (`step.noise_groups` makes those of a training run). INP and ANP expect noise that is isotropic in each layer.
 
 What is shared, exactly: the noisy passes start from the clean pass's a_1; A_l = W_l R_{l-1} is formed once where many rows are multiplied
 by both (`_multiplier`), and with very many it spares the clean pass x* too (`spares_x_star`); the K errors are summed before the one
@@ -24,6 +25,7 @@ from .functions import activate, derivative, loss_gradient
 from .functions import loss as loss_of
 from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
 from .network import Trace, check_batch, check_noise, forward, matrix
+from .optim import finite
 
 ANP_NORMS = ("network", "layer")  # what Eq. 6 divides by: ‖δa‖² (v2), ‖δa_l‖² (v1's Eq. 6)
 METHODS = ("bp", "np", "inp", "anp", "dbp", "dnp", "dinp", "danp")
@@ -46,21 +48,21 @@ class Update:
 
 
 def split_method(method):
-    """("danp") -> ("anp", True): the rule, and whether it decorrelates."""
+    """("danp") -> ("anp", True): the rule, and whether it decorrelates. Raises ValueError for another method."""
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     return method.removeprefix("d"), method.startswith("d")
 
 
 def bp_update(network, params, x, t, *, loss="cce"):
-    """Backpropagation, Eq. 1 (v2 §2.1): error_l = g_l = dL/da_l, L here the batch's mean, and g_{l-1} = f'(a_{l-1}) ⊙ (R_{l-1}ᵀ W_lᵀ g_l).
+    """Backpropagation, Eq. 1 (v2 §2.1): error_l = g_l = dL/da_l, with g_{l-1} = f'(a_{l-1}) ⊙ (R_{l-1}ᵀ W_lᵀ g_l). Returns an `Update`.
 
     Raises as `network.check_batch`, and ValueError for an activation without a derivative.
     """
     check_batch(network, params, x, t)
     trace = forward(network, params, x, sparing=True)
     g = [None] * len(network.layers)
-    dL_dx = loss_gradient(loss, trace.y, t) / len(x)  # (B, n_L), of the mean loss
+    dL_dx = loss_gradient(loss, trace.y, t) / len(x)  # (B, n_L); from here on g has the 1/B of the mean over samples
     for l in reversed(range(len(network.layers))):
         layer = network.layers[l]
         g[l] = _times_derivative(layer, to_rows(dL_dx), trace.a[l])  # (B*P, n_out)
@@ -76,14 +78,14 @@ def bp_update(network, params, x, t, *, loss="cce"):
 
 
 def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None):
-    """Node perturbation, Eq. 3 (v2 §2.1.1): error_l = δL ε_l / σ². Every layer is perturbed in the one noisy pass.
+    """Node perturbation, Eq. 3 (v2 §2.1.1): error_l = δL ε_l / σ². Every layer is perturbed in the one noisy pass. Returns an `Update`.
 
-    sigma2: the variance σ² that the noise was drawn with. baseline: noise of the pass that stands in for the clean one (v2 §3.4),
-    one array (B, *shape) per layer; Eq. 3 keeps the noisy pass's own ε_l. Raises as `network.check_batch` and `check_noise`, and
-    ValueError for σ² ≤ 0.
+    noise: groups, [eps] for one; eps has an array (k, B, *shape) per layer. sigma2: the variance σ² that the noise was drawn with.
+    baseline: noise of the pass that stands in for the clean one (v2 §3.4), one array (B, *shape) per layer; Eq. 3 keeps the noisy pass's
+    own ε_l. Raises as `network.check_batch` and `check_noise`, and ValueError for σ² ≤ 0.
     """
     xp = check_batch(network, params, x, t)
-    if not 0 < sigma2 < float("inf"):
+    if finite("sigma2", sigma2) <= 0:
         raise ValueError(f"sigma2 must be positive and finite, got {sigma2}")
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
     errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params, trace.A)
@@ -99,7 +101,8 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
 def inp_update(network, params, x, t, noise, *, loss="cce"):
     """Iterative node perturbation, Eq. 5 (v2 §2.1.2): error_l = N_l δL_l v_l / ‖v_l‖², δL_l from a pass with noise v_l in layer l alone.
 
-    The error is 0 where ‖v_l‖² rounds to 0, not a number where it overflows. Raises as `network.check_batch` and `check_noise`.
+    noise: as for np_update. Returns an `Update`. The error is 0 where ‖v_l‖² rounds to 0, and NaN where it overflows. Raises as
+    `network.check_batch` and `check_noise`.
     """
     xp = check_batch(network, params, x, t)
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, None)
@@ -115,9 +118,9 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
 def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm="network"):
     """Activity-based node perturbation, Eq. 6 (v2 §2.1.3): error_l = N δL δa_l / ‖δa‖², with δa = ã - a and N = Σ_{l=1}^L N_l.
 
-    norm="layer" divides by ‖δa_l‖² instead (v1's Eq. 6). baseline: as for np_update; δa is then a difference of noisy
-    passes. The error is 0 where ‖δa‖² rounds to 0, not a number where it overflows. Raises as `network.check_batch` and
-    `check_noise`, and ValueError for another norm.
+    norm="layer" divides by ‖δa_l‖² instead (v1's Eq. 6). noise, baseline: as for np_update; with a baseline δa is a difference of
+    noisy passes. Returns an `Update`. The error is 0 where ‖δa‖² rounds to 0, and NaN where it overflows. Raises as
+    `network.check_batch` and `check_noise`, and ValueError for another norm.
     """
     xp = check_batch(network, params, x, t)
     if norm not in ANP_NORMS:
@@ -159,6 +162,8 @@ def _chain(activation, slope, g, a):
 
 
 def _baseline_pass(network, params, x, t, loss, baseline):
+    if baseline is not None:
+        check_noise(network, x, baseline, name="baseline")
     trace = forward(network, params, x, baseline, sparing=True)
     return trace, loss_of(loss, trace.y, t)
 
@@ -265,7 +270,7 @@ def _update(params, trace, errors, losses, dL):
 
 def _quotient(factor, dL, *parts):
     """factor δL / ‖·‖², ‖·‖² the sum of parts, in their dtype; 0 where rounding left no perturbation at all, for then δL says nothing;
-    not a number where ‖·‖² is beyond its dtype, for 0 would pass for an update. Fused, see execution.py."""
+    NaN where ‖·‖² is beyond its dtype, for 0 would pass for an update. Fused, see execution.py."""
     xp, norm2 = array_module(dL), sum(parts[1:], parts[0])
     moved = norm2 > 0
     return (factor * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1)) + (norm2 - norm2)).astype(norm2.dtype)

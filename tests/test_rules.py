@@ -341,7 +341,17 @@ def test_messages_about_noise_say_what_was_expected():
     for l, bad in enumerate(((None, eps[1]), (eps[0], None)), 1):
         with pytest.raises(TypeError, match=f"noise of layer {l} is None: expected an array for each layer"):
             rules.anp_update(network, params, x, t, [bad])
-    with pytest.raises(ValueError, match=r"noise of layer 2 must be \(3, 5\), got \(1, 5\)"):
+    words = r"^noise of layer 1 must be \(k, 3, 2, 2, 2\), for k noise samples, got \(3, 2, 2, 2\); .* eps_l\[None\]$"
+    with pytest.raises(ValueError, match=words):
+        rules.anp_update(network, params, x, t, [[e[0] for e in eps]])
+    for sigma2 in None, "x":
+        with pytest.raises(TypeError, match=f"sigma2 must be a number, got {sigma2!r}"):
+            rules.np_update(network, params, x, t, [eps], sigma2=sigma2)
+    for baseline, words in ((True, "^baseline must be a list or tuple of arrays, got bool$"),
+                            (eps, r"^baseline of layer 1 must be \(3, 2, 2, 2\), got \(1, 3, 2, 2, 2\)$")):
+        with pytest.raises((TypeError, ValueError), match=words):
+            rules.np_update(network, params, x, t, [eps], sigma2=1, baseline=baseline)
+    with pytest.raises(ValueError, match=r"^baseline of layer 2 must be \(3, 5\), got \(1, 5\)"):
         rules.anp_update(network, params, x, t, [eps], baseline=(eps[0][0], eps[1][0, :1]))
     with pytest.raises(ValueError, match="unknown method 'xnp': expected one of bp, np, inp, anp, dbp"):
         rules.split_method("xnp")
