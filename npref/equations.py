@@ -25,7 +25,8 @@ One sample from the input to Eq. 3 and 6, with noise eps[l] of variance sigma2 a
 def forward_pass(x0, W, R, b, f, eps=None, unfold=None):
     """Eq. 2 and Algorithm 1: the clean pass, or with `eps` the noisy one. Returns lists x* (L), a (L) and x (L + 1).
 
-    unfold[l] lays x_l out as the columns that W[l] multiplies; without it x_l is used as it is.
+    unfold[l] lays x_l out as the columns that W[l] multiplies; without it x_l is used as it is. For a convolution whose input of shape
+    (C, H, W) is held as (C, H * W) that is lambda x: layers.unfold(conv, x.reshape(1, C, H, W)).T, for images after it flattened ones.
     """
     x_star, a, x = [], [], [x0]
     for l in range(len(W)):
@@ -35,6 +36,7 @@ def forward_pass(x0, W, R, b, f, eps=None, unfold=None):
         a.append(W[l] @ x_star[l] + b[l])  # a_{l+1} = W_{l+1} x*_l
         if eps is not None:
             a[l] = a[l] + eps[l]  # ã includes the noise, as in Algorithm 1
+        assert a[l].shape == (len(W[l]), columns.shape[1]), "b is a column, (n, 1), or 0, and eps has the shape of a"
         x.append(f[l](a[l]))  # x_{l+1} = f(a_{l+1})
     return x_star, a, x
 
@@ -76,7 +78,8 @@ def inp_update(N_l, dL, v_l, x_star):
 def anp_update(N, dL, da, l, x_star, per_layer=False):
     """Eq. 6, v2 §2.1.3: ΔW_l = N δL (δa_l / ‖δa‖²) x*ᵀ_{l-1}, with δa = (δa_1 … δa_L) and N = Σ_{l=1}^L N_l.
 
-    per_layer=True divides by ‖δa_l‖² instead, as v1's Eq. 6 has it (not its Appendix C); N stays the whole network's.
+    per_layer=True (norm="layer" in rules.py) divides by ‖δa_l‖² instead, as v1's Eq. 6 has it (not its Appendix C); N stays the
+    whole network's.
     """
     norm2 = norm(da[l]) ** 2 if per_layer else sum(norm(da_m) ** 2 for da_m in da)
     return N * dL * (da[l] / norm2) @ x_star.T

@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from npref import Dense, Network, Params, anp_update, np_update
+from npref import Conv, Dense, Network, Params, anp_update, forward, layers, np_update
 from npref import equations as eq
 
 I2 = np.eye(2)
@@ -86,3 +86,23 @@ def test_decorrelation_by_hand():
 def test_a_derivative_for_every_direction():
     with pytest.raises(ValueError, match="argument 2 is longer"):
         eq.gradient_from_directional_derivatives(2, [1.0], [column(1, 0), column(0, 1)])
+
+
+def test_a_bias_or_noise_that_is_no_column_is_refused():
+    """NumPy would make a matrix of it and a column."""
+    W, R, f, x0 = [np.ones((5, 3))], [np.eye(3)], [np.tanh], np.ones((3, 1))
+    for b, eps in ((np.ones(5), None), (0, np.ones(5)), (np.ones((1, 5)), None)):
+        with pytest.raises(AssertionError, match="b is a column"):
+            eq.forward_pass(x0, W, R, [b], f, eps if eps is None else [eps])
+    assert eq.forward_pass(x0, W, R, [np.ones((5, 1))], f, [np.ones((5, 1))])[1][0].tolist() == [[5]] * 5
+
+
+def test_a_convolution_by_the_unfold_that_is_described():
+    conv, rng = Conv(2, 3, stride=2, padding=1), np.random.default_rng(0)
+    W, x = rng.normal(size=(2, 3, 3, 3)), rng.normal(size=(3, 5, 4))
+    network = Network((3, 5, 4), (conv, Dense(1, activation="identity")))
+    names = {"layers": layers, "conv": conv, "C": 3, "H": 5, "W": 4}
+    unfold = eval(re.search(r"lambda x: layers.*\.T", eq.forward_pass.__doc__)[0], names)
+    a = eq.forward_pass(x.reshape(3, 20), [W.reshape(2, 27)], [np.eye(27)], [0], [np.tanh], unfold=[unfold])[1][0]
+    params = Params((W, np.zeros((1, network.units[0]))), (None,) * 2, (None,) * 2)
+    assert np.allclose(a, forward(network, params, x[None]).a[0].T, rtol=1e-13, atol=1e-13)
