@@ -94,7 +94,10 @@ def loss_gradient(name, y, t):
 
 
 def one_hot(labels, classes, dtype="float32"):
-    """Labels (B,) of ints in [0, classes) as rows of targets (B, classes). Labels out of range give a row of zeros."""
+    """Labels (B,) of ints in [0, classes) as rows of targets (B, classes). Labels out of range give a row of zeros.
+
+    Raises ValueError for labels that are not (B,) ints, and for a fraction of classes.
+    """
     xp = array_module(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be (B,) ints, got {labels.shape} of {labels.dtype}")

@@ -21,8 +21,8 @@ class AdamState:
 
 
 def init_adam(parameters):
-    """Zero moments for the given arrays."""
-    xp = array_module(*parameters)
+    """Zero moments for the given arrays. Raises TypeError for None among them."""
+    xp = _module_of_all(parameters)
     return AdamState([xp.zeros_like(p) for p in parameters], [xp.zeros_like(p) for p in parameters])
 
 
@@ -40,13 +40,15 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         W ← W - η m̂ / (√v̂ + ε),       m̂ = m / (1 - β₁ᵗ),  v̂ = v / (1 - β₂ᵗ)        Algorithm 1, the default
         W ← W - η_t m / (√v + ε̂),     η_t = η √(1 - β₂ᵗ) / (1 - β₁ᵗ)                eps_hat=True, as Keras computes it
 
-    The two agree for ε = 0; with the same ε the second is the more damped early on, by √(1 - β₂ᵗ). Raises ValueError or TypeError for
-    arrays or numbers that do not fit; then nothing has changed.
+    The second's ε̂ does what ε / √(1 - β₂ᵗ), a larger one at first, would do in the first. ε = 0 makes NaN of a weight whose updates have
+    all been 0. Raises ValueError or TypeError for arrays or numbers that do not fit; then nothing has changed.
     """
     xp = _check(parameters, updates, state.m, state.v)
     lr, beta1, beta2, eps = (finite(name, number) for name, number in (("lr", lr), ("beta1", beta1), ("beta2", beta2), ("eps", eps)))
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
         raise ValueError(f"beta1 and beta2 must be in [0, 1), got {beta1} and {beta2}")
+    if eps < 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
     state.t += 1
     correction1, correction2 = 1 - beta1**state.t, sqrt(1 - beta2**state.t)
     if not eps_hat:
@@ -59,11 +61,14 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
 
 
 def finite(name, number):
-    """The number as Python's float, as a NumPy number would promote what it multiplies. Raises ValueError if it is not finite."""
+    """The number as Python's float, as a NumPy number would promote what it multiplies. Raises ValueError if it is not finite,
+    TypeError if it is none."""
     try:
         number = float(number)
     except OverflowError:  # an integer beyond floating-point numbers
         number = inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {number!r}") from None
     if not isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     return number
@@ -93,9 +98,7 @@ def _adam(p, d, m, v, beta1, rest1, beta2, rest2, eps, rate):
 
 def _check(parameters, *others):
     """Raise ValueError or TypeError, before anything has changed, for lists that do not fit; return the array module."""
-    if any(a is None for group in (parameters, *others) for a in group):
-        raise TypeError("expected arrays, got None: leave out biases that a layer does not have")
-    xp = array_module(*parameters, *(a for group in others for a in group))
+    xp = _module_of_all(parameters, *others)
     if any(len(group) != len(parameters) for group in others):
         raise ValueError(f"expected an update and moments for each of {len(parameters)} parameters, got {[len(group) for group in others]}")
     for p, *fitting in zip(parameters, *others):
@@ -109,3 +112,13 @@ def _check(parameters, *others):
             if not a.flags.c_contiguous or not getattr(a.flags, "writeable", True):
                 raise ValueError("parameters and moments must be C-contiguous and writable, as they change in place: copy them")
     return xp
+
+
+def _module_of_all(*groups):
+    """The array module of lists of arrays. Raises TypeError for what is none."""
+    for group in groups:
+        if not isinstance(group, (list, tuple)):
+            raise TypeError(f"expected a list of arrays, got {type(group).__name__}")
+    if any(a is None for group in groups for a in group):
+        raise TypeError("expected arrays, got None: leave out biases that a layer does not have")
+    return array_module(*(a for group in groups for a in group))

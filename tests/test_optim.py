@@ -84,9 +84,16 @@ def test_numbers_that_cannot_be_are_refused_before_anything_changes():
     for numbers, words in ((dict(lr=np.nan), "lr must be finite, got nan"),
                            (dict(lr=0.1, beta1=1.0), r"must be in \[0, 1\), got 1.0 and 0.999"),
                            (dict(lr=0.1, beta2=-0.1), "got 0.9 and -0.1"), (dict(lr=0.1, eps=np.inf), "eps must be finite"),
-                           (dict(lr="x"), "could not convert")):
+                           (dict(lr=0.1, eps=-1e-7), "eps must not be negative, got -1e-07")):
         with pytest.raises(ValueError, match=words):
             adam_step(w, d, state, **numbers)
+    for lr in "x", None:
+        with pytest.raises(TypeError, match=f"lr must be a number, got {lr!r}"):
+            adam_step(w, d, state, lr)
+    with pytest.raises(TypeError, match="expected a list of arrays, got ndarray"):
+        adam_step(w[0], d[0], state, 0.1)
+    with pytest.raises(TypeError, match="got None: leave out biases"):
+        init_adam([*w, None])
     with pytest.raises(ValueError, match="lr must be finite, got inf"):
         sgd_step(w, d, np.inf)
     assert state.t == 0 and not state.m[0].any() and w[0].tolist() == [1, 1]
