@@ -249,11 +249,16 @@ def test_labels_that_cannot_be(labels):
 def test_images_that_cannot_be():
     images, labels = np.zeros((2, 3, 4, 4), dtype=np.uint8), np.array([0, 1])
     data = Dataset("made here", "", images, labels, images, labels, 10)
+    assert repr(data) == "Dataset(name='made here', source='', classes=10, inputs='unit', official=None)"
     for changes, words in (
         (dict(x_test=images.astype("f4")), r"one shape and dtype, got \(3, 4, 4\) of uint8 for training and \(3, 4, 4\) of float32 "),
         (dict(x_test=images[:, :1]), r"one shape and dtype, got \(3, 4, 4\) of uint8 for training and \(1, 4, 4\) of uint8 for test"),
         (dict.fromkeys(("x_train", "x_test"), images.astype("u2")), "expected uint8 pixels or floating-point numbers, got uint16"),
         (dict.fromkeys(("x_train", "x_test"), images.astype(complex)), "floating-point numbers, got complex128"),
+        (dict.fromkeys(("x_train", "x_test"), images[:, 0]),
+         r"expected images \(n, C, H, W\) or features \(n, D\), got \(2, 4, 4\); images of one channel are x\[:, None\]$"),
+        (dict.fromkeys(("x_train", "x_test"), images[:, 0, 0, 0]), r"expected images .*, got \(2,\)$"),
+        (dict(y_train=np.array([0.5, 1])), r"one label from 0 to 9 .*; real targets are \(n, classes\), y\[:, None\] where there is one"),
         (dict(x_train=np.where(np.arange(96).reshape(images.shape) == 50, np.nan, images)), r"finite images, got nan at \(1, 0, 0, 2\)"),
     ):
         with pytest.raises(ValueError, match="made here: .*" + words):

@@ -1,7 +1,7 @@
 """What every loader returns."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,18 +14,18 @@ INPUTS = ("unit", "standard", "raw")
 class Dataset:
     """Samples for training and test; `source` says in words where they are from.
 
-    Classification: images (n, C, H, W) uint8 and labels (n,) of ints in [0, classes). Regression: features (n, D) and targets
-    (n, classes), both float and finite. inputs, how training scales them: "unit" is pixels / 255, "standard" is standardised per
-    channel with the training set's mean and standard deviation, "raw" is as they are. official: (n_train, n_test) of the complete
-    official set; None for a set that is made here.
+    Classification: images (n, C, H, W) or features (n, D), uint8 or float, and labels (n,) of ints in [0, classes). Regression: features
+    (n, D) and targets (n, classes), both float. What is float is finite. inputs, how training scales them: "unit" is pixels / 255,
+    "standard" is standardised per channel or feature with the training set's mean and standard deviation, "raw" is as they are. official:
+    (n_train, n_test) of the complete official set; None for a set that is made here.
     """
 
     name: str
     source: str
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    x_train: np.ndarray = field(repr=False)
+    y_train: np.ndarray = field(repr=False)
+    x_test: np.ndarray = field(repr=False)
+    y_test: np.ndarray = field(repr=False)
     classes: int
     inputs: str = "unit"
     official: tuple[int, int] | None = None
@@ -47,7 +47,11 @@ class Dataset:
                                      f"got {x.shape} of {x.dtype} and {y.shape} of {y.dtype}")
             elif len(x) == 0 or y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= self.classes:
                 raise ValueError(f"{self.name}: expected one label from 0 to {self.classes - 1} for each of {len(x)} images, "
-                                 f"got {y.shape} of {y.dtype}" + (f" from {y.min()} to {y.max()}" if y.size else ""))
+                                 f"got {y.shape} of {y.dtype}" + (f" from {y.min()} to {y.max()}" if y.size else "")
+                                 + ("; real targets are (n, classes), y[:, None] where there is one" if y.dtype.kind == "f" else ""))
+            if x.ndim not in (2, 4):
+                raise ValueError(f"{self.name}: expected images (n, C, H, W) or features (n, D), got {x.shape}"
+                                 + ("; images of one channel are x[:, None]" if x.ndim == 3 else ""))
             for what, a in (("features" if self.regression else "images", x), ("targets", y)):
                 if a.dtype.kind == "f" and not np.isfinite(a).all():
                     place = tuple(map(int, np.argwhere(~np.isfinite(a))[0]))
