@@ -9,6 +9,7 @@ Letters in shape comments: B samples, C channels, H W image, (kh, kw) kernel, P 
 
 from dataclasses import dataclass
 from math import prod
+from numbers import Integral
 
 import numpy as np
 
@@ -19,7 +20,10 @@ from .functions import ACTIVATIONS, check_slope
 
 @dataclass(frozen=True)
 class Dense:
-    """A fully-connected layer of `units` units; an image at its input is flattened as (C, H, W)."""
+    """A fully-connected layer of `units` units; an image at its input is flattened as (C, H, W).
+
+    Raises ValueError or TypeError for what no layer can be, as Conv does.
+    """
 
     units: int
     activation: str = "leaky_relu"
@@ -27,7 +31,7 @@ class Dense:
     bias: bool = False
 
     def __post_init__(self):
-        _check_count("Dense units", self.units)
+        object.__setattr__(self, "units", _count("Dense units", self.units))
         _check_options(self)
 
     @property
@@ -52,15 +56,13 @@ class Conv:
     bias: bool = False
 
     def __post_init__(self):
-        _check_count("Conv channels", self.channels)
+        object.__setattr__(self, "channels", _count("Conv channels", self.channels))
         for name, least in (("kernel", 1), ("stride", 1), ("padding", 0)):
             value = getattr(self, name)
             pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
             if len(pair) != 2:
                 raise ValueError(f"Conv {name} must be an int or a pair of ints, got {value!r}")
-            for v in pair:
-                _check_count(f"Conv {name}", v, least)
-            object.__setattr__(self, name, pair)
+            object.__setattr__(self, name, tuple(_count(f"Conv {name}", v, least) for v in pair))
         _check_options(self)
 
     @property
@@ -166,11 +168,13 @@ def _pad(xp, image, padding):
     return padded
 
 
-def _check_count(what, value, least=1):
-    if isinstance(value, bool) or not isinstance(value, int):
+def _count(what, value, least=1):
+    """The value as Python's int, as NumPy's would overflow."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
         raise TypeError(f"{what} must be an int, got {value!r}")
     if value < least:
         raise ValueError(f"{what} must be at least {least}, got {value}")
+    return int(value)
 
 
 def _check_options(layer):

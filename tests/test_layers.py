@@ -99,11 +99,16 @@ def test_shapes():
     assert weight_shape(Conv(16, (3, 2)), (5, 8, 8)) == (16, 5, 3, 2)
     assert weight_shape(Dense(7), (5, 2, 2)) == (7, 20)
     assert type(Dense(2, slope=np.float64(0.1)).slope) is type(Conv(2, slope=np.float64(0.1)).slope) is float
+    conv = Conv(np.int64(2), np.int32(3), (np.uint8(2), 1), np.int64(0))  # as counts computed from data are
+    assert conv == Conv(2, 3, (2, 1), 0) and {type(n) for n in (conv.channels, *conv.kernel, *conv.stride, *conv.padding)} == {int}
+    assert type(Dense(np.int64(3)).units) is int
     assert Conv(2, [3, 2]).kernel == (3, 2) and Conv(2).n_out == 2 and Dense(4).n_out == 4
 
 
 @pytest.mark.parametrize("make, error, words", [
     (lambda: Dense("3"), TypeError, "Dense units must be an int, got '3'"),
+    (lambda: Dense(np.True_), TypeError, "Dense units must be an int, got .*True"),
+    (lambda: Dense(np.float64(3)), TypeError, "Dense units must be an int, got .*3.0"),
     (lambda: Conv(0), ValueError, "Conv channels must be at least 1, got 0"),
     (lambda: output_shape(Conv(2), (10,)), ValueError, "got shape .*: put convolutions before dense layers"),
     (lambda: output_shape(Conv(2, 6, 1, 1), (1, 3, 9)), ValueError, "larger than its input .* more padding"),
