@@ -83,6 +83,13 @@ def best(rows):
     return min(stable, key=lambda row: row["train_loss"])["lr"]
 
 
+def doubt(rows):
+    """What speaks against the best rate, or ""."""
+    if len(rows) > 1 and len({row["train_loss"] for row in rows}) == 1:
+        return "; but all have one training loss, as it is measured before a step and there is one: take more epochs"
+    return "; it is the first, a smaller --start may find a better one" if best(rows) == rows[0]["lr"] else ""
+
+
 def parse(arguments):
     parser = Parser(description="Double the learning rate until training is unstable or no longer better.", allow_abbrev=False)
     add_flags(parser, [name for name in FLAGS if name not in ("lr", "seed", "eval_train")])
@@ -158,7 +165,7 @@ def run(args, stop):
             with suppress(OSError):  # empty, unless a rate was tried
                 out.rmdir()
     print(f"{config.method} {config.arch} on {data.name}: best learning rate {best(rows):g} of {len(rows)} from {rows[0]['lr']:g} to "
-          f"{rows[-1]['lr']:g}\nlog: {path}")
+          f"{rows[-1]['lr']:g}{doubt(rows)}\nlog: {path}")
     if plots is not None:
         print(f"picture: {plots.plot_searches({path: read_log(path)}, out / 'search.png')}")
     return 0

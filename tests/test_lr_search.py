@@ -61,6 +61,20 @@ def test_divergence_ends_it(data):
     assert math.isnan(rows[-1]["train_loss"]) and math.isnan(rows[-1]["test_accuracy"]) and len(rows) <= 2
 
 
+def test_what_speaks_against_the_best_rate():
+    nan = math.nan
+    assert lr_search.doubt(rows_of(3, 2, 4)) == lr_search.doubt(rows_of(3, 2, nan)) == ""
+    first = "; it is the first, a smaller --start may find a better one"
+    assert lr_search.doubt(rows_of(2, 3, nan)) == lr_search.doubt(rows_of(2)) == first
+    assert lr_search.doubt(rows_of(2, 2, 2)).startswith("; but all have one training loss")
+
+
+def test_one_step_a_rate_is_said_to_tell_nothing(capsys):
+    assert lr_search.main([*TINY, "--batch-size", "60", "--no-plot", "--most", "2", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "best learning rate 1e-06 of 2 from 1e-06 to 2e-06; but all have one training loss" in out
+
+
 def test_several_seeds(data, monkeypatch):
     """Means over the seeds; one that diverges is enough for the rate to have."""
     both, zero, one = ([*lr_search.search(CONFIG, data, 1e-3, seeds=seeds, most=2)] for seeds in ((0, 1), (0,), (1,)))
@@ -83,7 +97,7 @@ def test_command(tmp_path, capsys):
     out = tmp_path / "s"
     assert lr_search.main([*TINY, "--start", "1e-3", "--most", "3", "--out", str(out), "--no-plot"]) == 0
     printed = capsys.readouterr().out
-    assert "best learning rate 0.004 of 3 from 0.001 to 0.004" in printed and printed.count("\nlr ") == 3
+    assert "best learning rate 0.004 of 3 from 0.001 to 0.004\nlog: " in printed and printed.count("\nlr ") == 3
     log = read_log(out / "search.h5")
     assert log["status"] == "finished" and [row["lr"] for row in log["rows"]] == [1e-3, 2e-3, 4e-3] and log["config"]["start"] == 1e-3
     first = log["rows"]
