@@ -7,7 +7,9 @@ Ahmad): BP, NP, INP, ANP and their decorrelated forms, on dense and convolutiona
     rules       the same rules on mini-batches and K noise samples
     step        one mini-batch: noise, update, new parameters
     train       the training loop;  runlog, datasets: what it writes and reads
-    oracle      golden vectors, and the check of other implementations against them (not imported here)
+    oracle      golden vectors, and the check of other implementations against them
+
+What is not among the names below is imported by its module, as `from npref.train import train`.
 """
 
 from .backend import Backend, BackendUnavailable, array_module, get_backend, synchronize, to_host

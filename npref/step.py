@@ -1,4 +1,17 @@
-"""One training step: a mini-batch's noise, update and new parameters, and whether all of it is finite."""
+"""One training step: a mini-batch's noise, update and new parameters, and whether all of it is finite.
+
+`train` is this loop and a log; it may be written anew for a network of one's own, or for a rule (an `Update` goes to `apply_update`):
+
+    state = initial_state(config, network)
+    n, B = len(x_train), min(config.batch_size, len(x_train))
+    batches = -(-n // B)
+    for epoch in range(config.epochs):  # both count from 0 here, and from 1 in a log
+        order = noise.permutation(config.seed, epoch, n)
+        for i in range(batches):
+            chosen = order[i * B : (i + 1) * B]
+            x, t = prepare(x_train[chosen], config.dtype), targets(y_train[chosen], network.units[-1], config.dtype)
+            update, (loss, right) = training_step(config, network, state, x, t, step=epoch * batches + i)
+"""
 
 from dataclasses import dataclass, field
 from math import isfinite

@@ -11,6 +11,7 @@ import numpy as np
 from . import noise, rules, runlog
 from .backend import array_module, get_backend, to_host
 from .batches import input_moments, prepare, resolved, targets
+from .config import Config
 from .datasets import Dataset
 from .decorrelation import mean_squared_correlation, warn_of_overshoot
 from .execution import keep_freed_memory
@@ -58,6 +59,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     once with NoiseFloorWarning where rounding is a large part of δL; its measure is in the log's environment, as `rounding`; and with
     OvershootWarning where α is so large that R is bound to grow.
     """
+    if not isinstance(config, Config):
+        raise TypeError(f"expected a Config, got {type(config).__name__}")
     if not isinstance(data, Dataset):
         raise TypeError(f"expected a Dataset, as npref.datasets.load returns, got {type(data).__name__}")
     if out == "":
@@ -71,7 +74,7 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     if data.regression and config.loss == "cce":
         raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
     environment = {**runlog.environment(backend), "data": data.fingerprint(), "samples": data.completeness,
-                   "inputs": resolved(data, config.inputs)}
+                   "inputs": resolved(data, config.inputs), "input_shape": list(network.input_shape), "outputs": data.classes}
     out = None if out is None else Path(out)
     if out is not None and out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: expected a folder for the run, new or empty")
@@ -214,7 +217,13 @@ def _behind(path, state, config):
 
 
 def params_from(arrays, xp=np):
-    """The Params among a checkpoint's arrays (`runlog.read_checkpoint`), on the device of `xp`."""
+    """The Params among a checkpoint's arrays, `runlog.read_checkpoint(path)["arrays"]`, on the device of `xp`.
+
+    Raises ValueError where there are none. Their network is Config(**saved["config"]).network(shape, outputs), which the checkpoint's
+    environment has as input_shape and outputs.
+    """
+    if "params/W/0" not in arrays:
+        raise ValueError(f"expected a checkpoint's arrays, params/W/0 and so on, got {', '.join(arrays) or 'none'}")
     layers = range(sum(name.startswith("params/W/") for name in arrays))
     return Params(*(tuple(xp.asarray(arrays[f"params/{name}/{l}"]) if f"params/{name}/{l}" in arrays else None for l in layers)
                     for name in ("W", "b", "R")))

@@ -1,3 +1,5 @@
+import re
+import textwrap
 from dataclasses import replace
 
 import numpy as np
@@ -5,11 +7,11 @@ import pytest
 from reference import assert_close
 from test_train import small_data
 
-from npref import anp_update, forward, loss, noise, one_hot
-from npref.batches import prepare
+from npref import anp_update, forward, loss, noise, one_hot, step
+from npref.batches import prepare, targets
 from npref.config import Config
 from npref.step import _outcome, compute_update, initial_state, training_step
-from npref.train import Diverged
+from npref.train import Diverged, train
 
 
 def test_all_decorrelation_matrices_change():
@@ -79,3 +81,18 @@ def test_an_overflowing_sum_of_finite_numbers_is_not_divergence():
         big[0][3, 7] = np.nan
         with pytest.raises(Diverged, match="the update ΔW_1 is not finite"):
             _outcome(config, state, replace(update, dW=big), one_hot(data.y_train, 10), 0)()
+
+
+@pytest.mark.parametrize("method, arch", [("np", "fc1"), ("danp", "fc3")])
+def test_the_loop_in_the_docstring_is_what_training_does(method, arch):
+    data, config = small_data(), Config(method=method, arch=arch, dataset="synthetic", batch_size=17, epochs=2, samples=2)
+    rows = list(train(config, data))
+    x_train, y_train, network = data.x_train, data.y_train, config.network((3, 10, 10), 10)
+    names = {**vars(step), "config": config, "network": network, "x_train": x_train, "y_train": y_train, "prepare": prepare,
+             "targets": targets, "seen": []}
+    loop = textwrap.dedent(re.search(r"^( {4}state = .*\n)( {4}.*\n)+", step.__doc__, re.M)[0])
+    exec(loop + "        seen.append((epoch, loss, right))\n", names)
+    for epoch, row in enumerate(rows):
+        loss, right = (sum(values) for values in list(zip(*(s for s in names["seen"] if s[0] == epoch)))[1:])
+        assert (loss / len(x_train), right / len(x_train)) == (row["train_loss"], row["train_accuracy"])
+    assert len(names["seen"]) == 2 * -(-len(x_train) // 17)

@@ -222,6 +222,20 @@ def test_rounding_is_that_of_the_start_wherever_a_run_goes_on(tmp_path, monkeypa
 def test_data_that_are_none(tmp_path):
     with pytest.raises(TypeError, match="expected a Dataset, as npref.datasets.load returns, got NoneType"):
         train(Config(**SMALL), None, tmp_path)
+    for config in None, SMALL, Config:
+        with pytest.raises(TypeError, match=f"expected a Config, got {type(config).__name__}"):
+            train(config, small_data(), tmp_path)
+
+
+def test_a_checkpoint_tells_what_its_network_is(tmp_path):
+    data = small_data()
+    row = list(train(Config(**SMALL | {"arch": "fc3", "method": "danp", "epochs": 1}), data, tmp_path))[-1]
+    saved = runlog.read_checkpoint(tmp_path / "checkpoint.h5")
+    network = Config(**saved["config"]).network(saved["environment"]["input_shape"], saved["environment"]["outputs"])
+    params = params_from(saved["arrays"])
+    assert evaluate(network, params, data.x_test, data.y_test) == (row["test_loss"], row["test_accuracy"])
+    with pytest.raises(ValueError, match="expected a checkpoint's arrays, params/W/0 and so on, got .*arrays, counters"):
+        params_from(saved)
 
 
 def test_nothing_to_resume(tmp_path):
