@@ -16,8 +16,8 @@ from .backend import array_module, to_host
 def angle(update, reference):
     """The angle between two updates of a layer, taken as vectors, in degrees: arrays of one shape -> 0-d float64 in [0, 180].
 
-    2 arctan(‖u/‖u‖ - v/‖v‖‖ / ‖u/‖u‖ + v/‖v‖‖), which is as exact at 0 and 180 degrees as it is at 90, where an arccos of
-    the cosine is exact alone. 90 if either is zero: such an update goes neither down nor up. Raises ValueError for unequal shapes.
+    2 arctan(‖u/‖u‖ - v/‖v‖‖ / ‖u/‖u‖ + v/‖v‖‖), which is as exact near 0 and 180 degrees as at 90; an arccos of the cosine
+    is so near 90 alone. 90 if either is zero: such an update goes neither down nor up. Raises ValueError for unequal shapes.
     """
     if update.shape != reference.shape:
         raise ValueError(f"an update and its reference must have one shape, got {update.shape} and {reference.shape}")
@@ -30,7 +30,7 @@ def angle(update, reference):
 def angles(dW, reference):
     """The angle of every layer, in degrees: ΔW_1 ... ΔW_L of two updates -> (L,) float64 on the host.
 
-    Raises ValueError for unequal numbers of layers, or shapes.
+    Raises ValueError for unequal numbers of layers, or shapes, TypeError for what is no list.
     """
     _check_layers(dW, reference)
     return to_host(array_module(*dW, *reference).stack([angle(u, g) for u, g in zip(dW, reference)]))
@@ -112,6 +112,9 @@ def bias_and_variance(spread, reference):
 
 
 def _check_layers(dW, reference):
+    for update in (dW, reference):
+        if not isinstance(update, (list, tuple)):
+            raise TypeError(f"expected a list of arrays, one a layer, got {type(update).__name__}; an Update has them as update.dW")
     shapes = [[a.shape for a in update] for update in (dW, reference)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"two updates must have the same layers, got {shapes[0]} and {shapes[1]}")

@@ -16,7 +16,8 @@ class OvershootWarning(UserWarning):
 
 
 def update_decorrelation(R, x_star, alpha):
-    """R ← R - α (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, in place; ⟨·⟩ is the mean over the rows of x* (M, n_in), the clean pass's.
+    """R ← R - α (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, in place (`equations.decorrelation_update` returns the new R); ⟨·⟩ is the mean over the
+    rows of x* (M, n_in), the clean pass's.
 
     For a convolution the rows are the patches of all samples and positions. With M rows and n inputs the moment times R costs
     M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M costs 2 M n² instead. `_change` takes the diagonal out of either.
@@ -51,6 +52,8 @@ def decorrelation_step(Rs, trace, alpha):
     """
     if not hasattr(trace, "x_star"):
         raise TypeError(f"expected an update's trace, got {type(trace).__name__}")
+    if not isinstance(Rs, (list, tuple)):
+        raise TypeError(f"expected a list of R (or None), one a layer, got {type(Rs).__name__}; a Params has them as params.R")
     alpha = finite("alpha", alpha)
     if len(Rs) != len(trace.x_star):
         raise ValueError(f"expected an R (or None) for each of {len(trace.x_star)} layers, got {len(Rs)}")
@@ -116,9 +119,10 @@ def moment_is_cheaper(M, n):
 def overshoot_limit(x, iterations=30):
     """The α beyond which R's update overshoots from R = I: 2 / λ, λ the largest eigenvalue of ⟨x xᵀ⟩ - diag⟨x²⟩, x (M, n_in); a float.
 
-    There the rule is R ← R - α C R with C that matrix, and takes what inputs have in common beyond its negative where αλ > 2. λ is
-    approached from below, by power iteration on C + max⟨x²⟩ I, which has no negative eigenvalue. Infinite for uncorrelated inputs.
-    Raises as `mean_squared_correlation`.
+    From R = I a step multiplies the part of the inputs along λ's eigenvector by 1 - αλ, which is below -1 where αλ > 2. A smaller α may
+    be too large as well, since R changes, and the moment with it: for two inputs of unit variance and correlation 0.5 the limit is 4, and
+    R grows without end at 2.1. λ is approached from below, by power iteration on C + max⟨x²⟩ I, C that matrix, which has no negative
+    eigenvalue. Infinite for uncorrelated inputs. Raises as `mean_squared_correlation`.
     """
     xp = _check_rows(x)
     M, n = x.shape

@@ -12,6 +12,7 @@ position, channels innermost, and the array is handed out as (C, H, W).
 
 from functools import lru_cache, partial
 from math import pi, prod
+from numbers import Real
 
 import numpy as np
 
@@ -70,6 +71,8 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
         raise ValueError(f"unknown noise {kind!r}: expected one of {', '.join(KINDS)}")
     if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"noise is float32 or float64, got {dtype}")
+    if not hasattr(samples, "__len__"):
+        raise TypeError(f"samples must be a list or range of noise samples' indices, got {samples!r}")
     if not isinstance(rows, range) or rows.step != 1:
         raise ValueError(f"rows must be a range of consecutive ones, got {rows}")
     units = prod(shape)
@@ -133,7 +136,7 @@ def _check_words(seed, stream, counter, blocks):
     block, sample, layer, step = counter
     for name, number in (("seed", seed), ("stream", stream), ("the first block", block), ("the last block", block + max(blocks, 1) - 1),
                          ("a noise sample", sample), ("layer", layer), ("step", step)):
-        if not 0 <= number < 2**64 or int(number) != number:
+        if not isinstance(number, Real) or not 0 <= number < 2**64 or int(number) != number:
             raise ValueError(f"{name} must be a whole number in [0, 2^64), got {number}")
 
 

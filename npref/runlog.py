@@ -4,7 +4,8 @@ Both are written whole to a temporary file beside their place, flushed to the di
 machine that loses power, finds the old file or the new one, never half of one. A digest in HDF5's user block tells damage.
 
 log.h5         attributes: config (JSON), environment (JSON), status;  dataset `epochs`: one record an epoch
-checkpoint.h5  the same attributes; `epochs` so far;  params/W, b, R and optimizer/m, v per layer;  epoch, batch, t, totals
+checkpoint.h5  the same attributes; `epochs` so far;  params/W, b, R per layer;  optimizer/m, v per
+               parameter, every W and then every b (`step.learnable`);  epoch, batch, t, totals
 """
 
 import hashlib
@@ -146,7 +147,8 @@ def lock(folder):
             file.close()
         except BlockingIOError as error:
             file.close()
-            raise OSError(f"another process is writing the run in {folder}: wait for it, or stop it") from error
+            raise OSError(f"another process is writing the run in {folder}: wait for it, or stop it; if it is an iterator of this one "
+                          "that has not ended, close() it") from error
     for path in Path(folder).iterdir():  # what a killed run left half written; nobody else is writing here now
         if re.fullmatch(r"\.\w+\.h5\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)
@@ -212,6 +214,8 @@ def replace_file(path, *parts):
 @contextmanager
 def _opened(path):
     """The file, read and checked as bytes first: HDF5 itself notices only some kinds of damage."""
+    if Path(path).is_dir():
+        raise FileNotFoundError(f"no run file {path}: it is a folder; a run's has log.h5 and checkpoint.h5")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no run file {path}: expected the folder of an earlier run, as printed at its end")
     raw = Path(path).read_bytes()

@@ -238,3 +238,10 @@ def test_means_and_split_on_the_stand_in(fake_cupy):
         parts = bias_and_variance(reduce(add_estimate, means, None), reference)
         found.append([angles(means[-1], reference), *vars(parts).values()])
     assert all(type(a) is np.ndarray and np.array_equal(a, b) for a, b in zip(*found))
+
+
+def test_an_update_in_place_of_its_arrays():
+    update = bp_update(*setting(1, (4,)))
+    for pair in ((update, update), (update.dW, update), (update, update.dW)):
+        with pytest.raises(TypeError, match="expected a list of arrays, one a layer, got Update; an Update has them as update.dW"):
+            angles(*pair)

@@ -215,6 +215,8 @@ def test_nothing_changes_before_all_fits():
     trace = forward(network, params, np.random.default_rng(0).normal(size=(5, 3)))
     with pytest.raises(ValueError, match="alpha must be finite, got nan"):
         decorrelation_step(params.R, trace, np.nan)
+    with pytest.raises(TypeError, match="expected a list of R .or None., one a layer, got Params; a Params has them as params.R"):
+        decorrelation_step(params, trace, 0.1)
     with pytest.raises(TypeError, match="expected an update's trace, got tuple"):
         decorrelation_step(params.R, (trace,), 0.1)
     params.R[1].flags.writeable = False

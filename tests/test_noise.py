@@ -243,3 +243,8 @@ def test_numpys_integers_count_as_pythons(fake_cupy):
         apart, three = (to_host(noise.draw(xp, "gaussian", (4,), 1.0, step=5, layer=1, samples=samples, **where))
                         for samples in ([0, 2], range(3)))  # on a GPU two launches and one
         assert np.array_equal(apart, three[::2])
+
+
+def test_a_number_in_place_of_noise_samples():
+    with pytest.raises(TypeError, match="samples must be a list or range of noise samples' indices, got 3"):
+        noise.draw(np, "gaussian", (2,), 1.0, seed=0, step=0, layer=0, samples=3, rows=range(1), dtype="float32")

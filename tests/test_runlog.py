@@ -89,6 +89,8 @@ def test_a_file_is_complete_before_it_takes_the_old_ones_place(tmp_path, monkeyp
 def test_files_that_are_not_ours(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run file .*log.h5"):
         runlog.read_log(tmp_path / "log.h5")
+    with pytest.raises(FileNotFoundError, match=f"no run file {tmp_path}: it is a folder; a run's has log.h5 and checkpoint.h5"):
+        runlog.read_log(tmp_path)
     (tmp_path / "text.h5").write_text("<html>")
     with pytest.raises(ValueError, match="expected an npref run file of format 1, got another kind of file"):
         runlog.read_log(tmp_path / "text.h5")
