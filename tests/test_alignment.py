@@ -1,5 +1,6 @@
 from dataclasses import replace
 from functools import reduce
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,3 +246,22 @@ def test_an_update_in_place_of_its_arrays():
     for pair in ((update, update), (update.dW, update), (update, update.dW)):
         with pytest.raises(TypeError, match="expected a list of arrays, one a layer, got Update; an Update has them as update.dW"):
             angles(*pair)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_means_are_float64_and_share_no_memory_with_the_updates(dtype):
+    updates = [SimpleNamespace(dW=(np.full((2, 3), float(i), dtype=dtype),)) for i in (1, 4)]
+    found = [(K, mean[0], mean[0].copy()) for K, mean in running_means(lambda samples: updates[samples.start], [1, 2])]
+    spread = add_estimate(None, updates[0].dW)
+    for update in updates:
+        update.dW[0][...] = 9
+    assert [K for K, *_ in found] == [1, 2] and [mean[0, 0] for _, mean, _ in found] == [1, 2.5] and spread.mean[0][0, 0] == 1
+    assert all(np.array_equal(mean, copy) for _, mean, copy in found)
+    assert {mean.dtype for _, mean, _ in found} == {spread.mean[0].dtype} == {np.dtype("float64")}
+
+
+def test_a_gradient_whose_square_float32_does_not_hold():
+    g = (np.full(4, 1e25, dtype=np.float32),)
+    spread = add_estimate(add_estimate(None, (g[0] * np.float32(1.5),)), (g[0] * np.float32(0.5),))
+    split = bias_and_variance(spread, g)
+    assert split.relative_variance == pytest.approx(0.5, rel=1e-6) and split.relative_bias2 == pytest.approx(-0.25, rel=1e-6)

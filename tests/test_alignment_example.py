@@ -15,9 +15,9 @@ from conftest import ROOT
 
 from npref import bp_update, init_params, one_hot, runlog
 from npref.alignment import angle
-from npref.batches import prepare
+from npref.batches import input_moments, prepare
 from npref.config import Config
-from npref.datasets import synthetic
+from npref.datasets import synthetic, synthetic_tiny_imagenet
 from npref.noise import permutation
 from npref.step import compute_update, initial_state, training_step
 
@@ -45,6 +45,21 @@ def batch(config):
     data = synthetic(limit_train=40)
     network = config.network((3, 32, 32), 10)
     return network, prepare(data.x_train[:20], config.dtype), one_hot(data.y_train[:20], 10, config.dtype)
+
+
+def test_noisy_passes():
+    network, *_ = batch(Config(arch="conv"))
+    assert [example.passes(method, 10, network) for method in ("np", "dnp", "anp", "danp", "inp", "dinp")] == [10] * 4 + [50] * 2
+
+
+def test_the_batch_is_scaled_as_in_training(run, monkeypatch):
+    """And what rounding does is measured on its first hundred images, here all of them."""
+    seen = []
+    monkeypatch.setattr(example.precision, "rounding_error", lambda rule, network, params, x, t: seen.append(x) or 0.0)
+    code, _, err = run("--dataset", "synthetic-tiny-imagenet", "--methods", "np", "--samples", 1, "--out", "r")
+    assert (code, err, len(seen)) == (0, "", 1)
+    data = synthetic_tiny_imagenet(limit_train=40)
+    assert np.array_equal(seen[0], prepare(data.x_train[:20], "float32", input_moments(data, "standard")))
 
 
 def test_angles_bias_and_variance_are_those_of_the_rule(run):

@@ -68,6 +68,7 @@ def test_learning_rates():
     (dict(arch="fc1", anp_norm="layer"), "anp_norm=layer has no effect: fc1 has no hidden layer"),
     (dict(arch="fc6", padding=2), "padding=2 has no effect: fc6 has no convolution"),
     (dict(method="bp", activation="step"), "bp needs a derivative, which the step activation does not have"),
+    (dict(method="dbp", activation="sign"), "dbp needs a derivative, which the sign activation does not have"),
 ])
 def test_mistakes(options, words):
     with pytest.raises(ValueError, match=words):

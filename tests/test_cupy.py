@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from npref import METHODS, Conv, Dense, Network, noise, rules, to_host
+from npref import METHODS, Conv, Dense, Network, execution, noise, rules, to_host
 from npref.batches import prepare
 from npref.config import Config
 from npref.datasets import Dataset
@@ -104,6 +104,16 @@ def test_a_device_holds_more_noise_samples_at_a_time(fake_cupy):
     network = config.network((3, 32, 32), 10)
     parts = [[len(group[0]) for group in noise_groups(config, network, 0, range(100), xp)] for xp in (np, fake_cupy)]
     assert len(parts[0]) > 1 and sum(parts[0]) == 40 and parts[1] == [40]
+
+
+@pytest.mark.parametrize("memory, budget", [(64 << 30, 2 << 30), (16 << 30, 2 << 30), (8 << 30, 1 << 30)])
+def test_noise_samples_take_an_eighth_of_a_small_devices_memory(fake_cupy, monkeypatch, memory, budget):
+    monkeypatch.setattr(fake_cupy._Device, "mem_info", (memory // 16, memory))
+    execution.samples_budget.cache_clear()
+    try:
+        assert execution.samples_budget(fake_cupy) == budget
+    finally:
+        execution.samples_budget.cache_clear()
 
 
 def small_data():

@@ -6,6 +6,7 @@ import tarfile
 import time
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,18 @@ def test_where_it_looks(binary, monkeypatch, tmp_path):
     assert f"no cifar-10-batches-bin in {tmp_path};" in datasets.load("auto", tmp_path, 10, 5).source
     with pytest.raises(ValueError, match="unknown data set 'mnist': expected one of auto"):
         datasets.load("mnist")
+    monkeypatch.setenv("NPREF_DATA", str(tmp_path / "none"))
+    assert datasets.search_path() == [tmp_path / "none", tmp_path / "data"]  # what is not in the first may be in the second
+    assert datasets.search_path("here") == [Path("here")]
+    monkeypatch.chdir(binary)
+    assert datasets.find(binary.name, ".") == Path(".")  # the folder itself, whatever it is called here
+
+
+def test_the_default_folder_is_the_checkouts_or_here(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "__file__", str(tmp_path / "npref/datasets/__init__.py"))
+    assert datasets.default_dir() == Path("data")  # an installed npref does not look beside other packages
+    (tmp_path / "setup.py").touch()
+    assert datasets.default_dir() == tmp_path / "data"
 
 
 @pytest.mark.parametrize("name, spoil, error, words", [
@@ -171,6 +184,13 @@ def test_limits_and_fingerprint(binary):
     assert small.fingerprint() == data.limited(10, 20).fingerprint() != data.limited(11, 20).fingerprint()
     changed = Dataset(*[getattr(small, f) for f in ("name", "source", "x_train")], (small.y_train + 1) % 10, small.x_test, small.y_test, 10)
     assert changed.fingerprint() != small.fingerprint()
+    for other in (replace(small, x_train=small.x_train.reshape(10, 3, 16, 64), x_test=small.x_test.reshape(20, 3, 16, 64)),
+                  replace(small, y_test=small.y_test.view(np.uint64))):  # of the same bytes
+        assert other.fingerprint() != small.fingerprint()
+    scattered = np.ascontiguousarray(small.x_train.transpose(1, 0, 2, 3)).transpose(1, 0, 2, 3)
+    assert not scattered.flags.c_contiguous and replace(small, x_train=scattered).fingerprint() == small.fingerprint()
+    for name, n in (("x_train", 10), ("y_train", 10), ("x_test", 20), ("y_test", 20)):  # the first
+        assert np.array_equal(getattr(small, name), getattr(data, name)[:n])
     for limits in ((0, None), (50_001, None), (None, 10_001), (None, -1)):
         with pytest.raises(ValueError, match="must be between 1 and"):
             data.limited(*limits)
@@ -426,6 +446,36 @@ def test_fetch_command(archive, tmp_path, monkeypatch, capsys):
         assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
     assert command.main(["show", "synthetic", "--data-dir", "x"]) == 2
     assert capsys.readouterr().err == "error: synthetic is made here, and a folder of data has no effect on it: leave x out\n"
+
+
+def test_what_was_fetched_is_loaded(monkeypatch, tmp_path, capsys):
+    """Each file of a mirror's folder, and then the whole: what passes its checks one by one may not load."""
+    fetched = []
+
+    def fetch(archive, target, *, url, **more):
+        fetched.append((target, url))
+        return target / archive.file
+
+    def damaged(name, *places):
+        raise ValueError(f"{name} of {[place.name for place in places]} cannot be loaded")
+
+    monkeypatch.setattr(datasets, "fetch", fetch)
+    monkeypatch.setattr(datasets, "load_found", damaged)
+    for mirror in "https://mirror/data", "https://mirror/data/":
+        assert command.main(["fetch", "sarcos", "--data-dir", str(tmp_path), "--url", mirror]) == 2
+        assert capsys.readouterr() == ("", "error: sarcos of ['sarcos_inv.mat', 'sarcos_inv_test.mat'] cannot be loaded\n")
+    urls = ["https://mirror/data/sarcos_inv.mat", "https://mirror/data/sarcos_inv_test.mat"]
+    assert fetched == [(tmp_path, url) for url in urls] * 2
+
+
+def test_ctrl_c(monkeypatch, capsys):
+    def stopped(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(datasets, "fetch", stopped)
+    monkeypatch.setattr(datasets, "load", stopped)
+    for words, said in (["fetch", "cifar10"], "stopped; nothing was kept\n"), (["show", "cifar10"], "stopped\n"):
+        assert command.main(words) == 130 and capsys.readouterr() == ("", said)
 
 
 @pytest.fixture

@@ -123,6 +123,13 @@ def test_inputs_without_correlation_have_no_limit():
     assert overshoot_limit(np.eye(4)) == overshoot_limit(np.ones((3, 1))) == overshoot_limit(np.zeros((3, 2))) == np.inf
 
 
+@pytest.mark.parametrize("size", [1e200, np.inf, np.nan])
+def test_the_limit_of_what_overflows_is_left_to_the_step(size):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert overshoot_limit(np.full((4, 3), size)) == np.inf
+
+
 @pytest.mark.parametrize("factor, warns", [(0.9, False), (1.1, True)])
 def test_the_warning_names_the_layer_and_the_limit(factor, warns):
     network = Network((5,), (Dense(7), Dense(2, activation="identity")))
@@ -155,6 +162,15 @@ def test_measure_at_its_ends():
     assert float(mean_squared_correlation(np.outer(np.arange(1, 5.0), [1, -2, 3]))) == pytest.approx(1)
     assert float(mean_squared_correlation(np.eye(4))) == pytest.approx(0, abs=1e-15)
     assert float(mean_squared_correlation(np.ones((4, 1)))) == 0
+
+
+def test_measure_of_more_inputs_than_rows_is_not_below_nothing():
+    """Three inputs at right angles and two dead ones, in any position: what rounding leaves of 0 may not be negative."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        x = np.zeros((4, 5))
+        x[:, rng.permutation(5)[:3]] = np.linalg.qr(rng.normal(size=(4, 4)))[0][:, :3]
+        assert 0 <= float(mean_squared_correlation(x)) < 1e-14
 
 
 def test_measure_of_independent_inputs_is_one_over_M():
@@ -238,6 +254,11 @@ def test_arrays_that_do_not_fit():
         update_decorrelation(np.eye(3), None, 0.1)
     with pytest.raises(TypeError, match="R is None"):
         update_decorrelation(None, np.ones((5, 3)), 0.1)
+    for M in (1, 5):  # in either form
+        R = np.eye(3)
+        with pytest.raises(ValueError, match="alpha must be finite, got nan"):
+            update_decorrelation(R, np.ones((M, 3)), np.nan)
+        assert np.array_equal(R, np.eye(3))
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -263,8 +263,9 @@ def test_cores_are_those_that_blas_may_use(monkeypatch):
     monkeypatch.delenv("MKL_NUM_THREADS")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     assert execution.cores() == 3
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "many")
-    assert execution.cores() == 5
+    for none in ("many", "0", "-1", ""):
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", none)
+        assert execution.cores() == 5
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

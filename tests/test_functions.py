@@ -83,6 +83,16 @@ def test_a_loss_adds_no_rounding_of_float32():
     assert np.array_equal(fn.loss("cce", whole + 2.0**40, t), fn.loss("cce", whole, t))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_loss_gradient_rounds_once(dtype):
+    """To the outputs' dtype, at its end; targets of any dtype are the numbers that they are."""
+    rng = np.random.default_rng(0)
+    y, t = rng.normal(size=(50, 10)).astype(np.float32), rng.uniform(size=(50, 10)).astype(dtype)
+    for name in fn.LOSSES:
+        exact = fn.loss_gradient(name, y.astype(np.float64), t.astype(np.float64))
+        assert np.array_equal(fn.loss_gradient(name, y, t), exact.astype(np.float32))
+
+
 def test_one_hot_and_correct():
     t = fn.one_hot(np.array([2, 0]), 3)
     assert t.tolist() == [[0, 0, 1], [1, 0, 0]] and t.dtype == np.float32

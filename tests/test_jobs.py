@@ -277,7 +277,11 @@ def test_a_process_that_came_second_is_started_again(run, tmp_path, monkeypatch)
 @pytest.mark.parametrize("at_once, set_already, expected", [(1, None, None), (2, None, "3"), (4, None, "1"), (9, None, "1"), (2, "5", "5")])
 def test_processes_share_the_cores(tmp_path, monkeypatch, at_once, set_already, expected):
     environments = []
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: environments.append(how["env"]))
+    def start(command, env, start_new_session, **how):
+        assert start_new_session  # or Ctrl-C would reach it twice
+        environments.append(env)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(jobs, "cores", lambda: 6)
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     if set_already is not None:
@@ -285,6 +289,54 @@ def test_processes_share_the_cores(tmp_path, monkeypatch, at_once, set_already, 
     job = types.SimpleNamespace(folder=tmp_path / "r", log="log.h5", script="cifar10.py", arguments=[])
     jobs.start(job, types.SimpleNamespace(jobs=at_once))
     assert environments[0].get("OPENBLAS_NUM_THREADS") == expected and environments[0]["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize("log, begun", [("log.h5", {"checkpoint.h5": True, "log.h5": False}), ("alignment.h5", {"alignment.h5": True}),
+                                        ("search.h5", {"search.h5": False})])
+def test_what_is_told_to_go_on(tmp_path, log, begun):
+    """A search goes on unasked, and has no such flag; a run needs its checkpoint for it."""
+    job = jobs.Job("x.py", (), tmp_path, log)
+    assert not jobs.going_on(job)
+    for name, expected in begun.items():
+        (tmp_path / name).touch()
+        assert jobs.going_on(job) == expected
+        (tmp_path / name).unlink()
+
+
+def test_what_is_left_of_runs_that_have_begun(tmp_path):
+    """Epochs that are to come at each run's pace: its own, that of a recorded one with another seed, or the average."""
+    def job(name, epochs, *seconds):
+        made = jobs.Job("cifar10.py", (), tmp_path / name, epochs=epochs)
+        if seconds:
+            made.folder.mkdir()
+            write_log(made.folder / "log.h5", {}, {}, [{"epoch": i, "seconds": s} for i, s in enumerate(seconds)], "running")
+        return made
+
+    begun, new = job("synthetic-fc1-np-s0", 5, 9.0, 11.0, 10.0), job("synthetic-sarcos-sarcos-np-s1", 4)
+    other, further = job("synthetic-fc1-bp-s0", 3), job("synthetic-fc1-dnp-s0", 2, 4.0, 4.0, 4.0)
+    log = {"config": asdict(Config()), "environment": {}, "status": "finished", "rows": [{"epoch": 1, "seconds": 1.0}]}
+    display = jobs.Display([begun, new, other, further], {"synthetic-sarcos-sarcos-np-s0": log})
+    average = (10 + 1 + 4) / 3
+    assert display.remaining([new, other], [begun]) == (2 * 10 + 4 * 1 + 3 * average, 3 + 2, 5 + 4 + 3 + 2)
+    assert jobs.without_seed("synthetic-sarcos-sarcos-dnp-samples-10-s12") == "synthetic-sarcos-sarcos-dnp-samples-10"
+
+
+def test_the_time_that_is_left_is_shared_by_the_processes_that_there_are():
+    assert [jobs.Display.at_once([1] * w, [1] * r, 4) for w, r in ((0, 0), (1, 0), (0, 2), (3, 4))] == [1, 1, 2, 4]
+    assert [jobs.duration(s) for s in (1, 89, 91, 3599, 3600, 9000)] == ["1 min", "1 min", "2 min", "1 h 0 min", "1 h 0 min", "2 h 30 min"]
+
+
+def test_a_search_has_ended_for_its_own_number_of_epochs():
+    job = jobs.Job("lr_search.py", (), Path("runs/search-a"), "search.h5", 2)
+    for epochs, status, ended in ((2, "finished", True), (1, "finished", False), (3, "finished", False), (2, "running", False)):
+        assert job.ended({"status": status, "config": {"epochs": epochs}, "rows": [{}]}) == ended
+
+
+def test_a_run_has_ended_once_its_log_says_so_or_has_more_epochs():
+    job = jobs.Job("cifar10.py", (), Path("runs/a"), epochs=2)
+    for count, status, ended in ((2, "finished", True), (2, "running", False), (2, "interrupted", False), (3, "running", True),
+                                 (1, "finished", False), (1, "diverged: bp diverged in epoch 2", True)):
+        assert job.ended({"status": status, "config": {}, "rows": [{}] * count}) == ended, (count, status)
 
 
 def test_what_another_backend_has_done_counts_where_its_own_has_not():

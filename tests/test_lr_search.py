@@ -54,6 +54,7 @@ def test_it_doubles_until_it_is_worse(data):
 def test_a_factor_whose_powers_are_no_numbers(data):
     found = [row["lr"] for row in lr_search.search(CONFIG, data, 1e-300, factor=1e200, patience=9)]
     assert found == pytest.approx([1e-300, 1e-100, 1e100], rel=1e-9)  # the last diverges
+    assert [row["lr"] for row in lr_search.search(CONFIG, data, 10.0, factor=1e308)] == [10]  # 1e309 is none
 
 
 def test_divergence_ends_it(data):
@@ -108,6 +109,34 @@ def test_command(tmp_path, capsys):
     assert capsys.readouterr().out.count("lr ") == 0
 
 
+def test_every_rate_is_saved_at_once(tmp_path, capsys, monkeypatch):
+    """Whatever ends a search costs the rate under way alone."""
+    arguments, kept = [*TINY, "--start", "1e-3", "--most", "3", "--out", str(tmp_path), "--no-plot"], []
+    train = lr_search.train
+
+    def stopped_at_the_third(config, data, stop=None):
+        if (tmp_path / "search.h5").exists():
+            log = read_log(tmp_path / "search.h5")
+            kept.append((log["status"], len(log["rows"])))
+        if config.lr == 4e-3:
+            raise KeyboardInterrupt
+        return train(config, data, stop=stop)
+
+    monkeypatch.setattr(lr_search, "train", stopped_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        lr_search.main(arguments)
+    assert kept == [("running", 1), ("running", 2)]
+    monkeypatch.setattr(lr_search, "train", train)
+    assert lr_search.main(arguments) == 0
+    log = read_log(tmp_path / "search.h5")
+    assert [row["lr"] for row in log["rows"]] == [1e-3, 2e-3, 4e-3] and log["status"] == "finished"
+    assert log["environment"]["samples"] == "60 + 20"
+
+
+def test_rates_are_tried_for_two_epochs_unless_told_otherwise():
+    assert lr_search.parse([]).epochs == 2 and lr_search.parse(["--epochs", "5"]).epochs == 5
+
+
 def test_a_search_that_goes_on_elsewhere_says_so(tmp_path, capsys, monkeypatch):
     arguments = [*TINY, "--start", "1e-3", "--out", str(tmp_path), "--no-plot"]
     assert lr_search.main([*arguments, "--most", "1"]) == 0
@@ -145,6 +174,7 @@ def test_what_is_warned_of_gets_one_line_for_all_rates(tmp_path, capsys):
     (["--lr", "1"], "unrecognized arguments: --lr 1"),
     (["--seed", "1"], "unrecognized arguments: --seed 1"),
     (["--seeds", "1", "1"], "--seeds must be different ones, at least 0 and below 2^64, got 1 1"),
+    (["--seeds", str(2**64)], f"--seeds must be different ones, at least 0 and below 2^64, got {2**64}"),
 ])
 def test_mistakes(words, message, capsys):
     with pytest.raises(SystemExit) as error:
@@ -163,6 +193,9 @@ def test_another_search_is_not_overwritten(tmp_path, capsys):
     assert lr_search.main([*TINY, "--most", "2", "--seeds", "1", "--out", str(tmp_path), "--no-plot"]) == 2
     differs = "seed was 0, now 1; seeds was [0], now [1]"
     assert f"cannot resume {tmp_path} with a changed configuration: {differs}; start anew in another folder" in capsys.readouterr().err
+    for flag, differs in (("--factor", "factor was 2.0, now 3.0"), ("--start", "start was 1e-06, now 3.0")):
+        assert lr_search.main([*TINY, "--most", "2", flag, "3", "--out", str(tmp_path), "--no-plot"]) == 2
+        assert f"with a changed configuration: {differs}; start anew" in capsys.readouterr().err
     assert (tmp_path / "search.h5").read_bytes() == before
 
 

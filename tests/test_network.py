@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference import Literal, assert_close, random_batch, random_network, random_noise, random_params
 from scipy import stats
 
-from npref import Conv, Dense, Network, Params, architecture, forward, init_params, noise, without_decorrelation
+from npref import Conv, Dense, Network, Params, architecture, bp_update, forward, init_params, noise, without_decorrelation
 from npref.network import ARCHITECTURES, check_batch
 
 
@@ -129,9 +129,15 @@ def test_what_is_no_network_and_no_batch_is_refused():
             check_batch(*arguments)
 
 
-def test_parameters_that_do_not_fit_are_named():
-    from npref import Params, bp_update
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float32"])
+def test_targets_may_be_of_any_real_dtype(dtype):
+    network, rng = Network((3,), (Dense(2, activation="identity"),)), np.random.default_rng(0)
+    params, x, t = random_params(rng, network), rng.normal(size=(4, 3)), np.eye(2)[[0, 1, 1, 0]]
+    dW, expected = (bp_update(network, params, x, targets).dW[0] for targets in (t.astype(dtype), t))
+    assert np.array_equal(dW, expected)
 
+
+def test_parameters_that_do_not_fit_are_named():
     network = Network((4,), (Dense(3, bias=True), Dense(2, activation="identity")))
     rng = np.random.default_rng(0)
     p, (x, t) = random_params(rng, network), random_batch(rng, network, 2)
@@ -140,6 +146,7 @@ def test_parameters_that_do_not_fit_are_named():
         (Params(p.W, (None, None), p.R), "layer 1 has bias=True, but its b is None"),
         (Params(p.W, (p.b[0], np.zeros(2)), p.R), "layer 2 has bias=False, but its b is given"),
         (Params(p.W, (np.zeros(1), None), p.R), r"b of layer 1 must be \(3,\), got \(1,\)"),
+        (Params(p.W, (np.zeros((3, 1)), None), p.R), r"b of layer 1 must be \(3,\), got \(3, 1\)"),
         (Params(p.W[:1], p.b, p.R), "got 1, 2 and 2"),
         (Params(p.W, p.b, (*p.R, None)), "got 2, 2 and 3"),
         (Params(p.W, p.b, (p.R[0], np.eye(4))), r"R of layer 2's input must be \(3, 3\), got \(4, 4\)"),

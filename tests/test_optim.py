@@ -83,7 +83,8 @@ def test_numbers_that_cannot_be_are_refused_before_anything_changes():
     state = init_adam(w)
     for numbers, words in ((dict(lr=np.nan), "lr must be finite, got nan"),
                            (dict(lr=0.1, beta1=1.0), r"must be in \[0, 1\), got 1.0 and 0.999"),
-                           (dict(lr=0.1, beta2=-0.1), "got 0.9 and -0.1"), (dict(lr=0.1, eps=np.inf), "eps must be finite"),
+                           (dict(lr=0.1, beta2=-0.1), "got 0.9 and -0.1"), (dict(lr=0.1, beta2=1.0), "got 0.9 and 1.0"),
+                           (dict(lr=0.1, eps=np.inf), "eps must be finite"),
                            (dict(lr=0.1, eps=-1e-7), "eps must not be negative, got -1e-07")):
         with pytest.raises(ValueError, match=words):
             adam_step(w, d, state, **numbers)

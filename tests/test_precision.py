@@ -162,6 +162,14 @@ def test_what_is_not_finite_is_left_to_the_step(spoilt):
     assert not np.isfinite(error)
 
 
+@pytest.mark.parametrize("error, said", [(0.09, []), (0.11, ["rounding changes the loss difference δL by 11%"])])
+def test_more_than_a_tenth_is_warned_of(error, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        precision.warn_of_rounding(Config(method="np"), error)
+    assert [words in str(w.message) for words, w in zip(said, caught, strict=True)] == [True] * len(said)
+
+
 def test_nothing_is_changed():
     config = Config(method="danp", samples=3)
     network, params, x, t = case = setting(config)

@@ -88,7 +88,7 @@ def test_a_stand_in_has_no_folder(run):
 def test_what_is_recorded_stays(run, tmp_path):
     """While a recorded run is taken further, or measured on part of the test set, what was recorded of it is kept."""
     def put(name, epochs, status, **more):
-        config = Config(method="bp", arch="fc1", dataset="cifar10", epochs=epochs, **more)
+        config = Config(**{"method": "bp", "arch": "fc1", "dataset": "cifar10", "epochs": epochs, **more})
         rows = [{"epoch": i + 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5, "seconds": 1.0}
                 for i in range(epochs)]
         (tmp_path / "runs/reproduce" / name).mkdir(parents=True, exist_ok=True)
@@ -98,12 +98,17 @@ def test_what_is_recorded_stays(run, tmp_path):
     put("cifar10-fc1-bp-s0", 2, "finished")
     put("part", 2, "finished", limit_test=10)
     put("cifar10-fc1-np-s0", 2, "finished")  # of another name than its run's
+    for more in dict(dataset="synthetic"), dict(limit_train=10), dict(limit_test=10):  # of their own names
+        put(results.run_name(Config(**{"method": "bp", "arch": "fc1", "dataset": "cifar10", "epochs": 2, **more})), 2, "finished", **more)
     assert run("record")[1].startswith("1 runs recorded in") and (tmp_path / "results/runs.tsv").read_text().count("\n") == 2
     before = (tmp_path / "results/runs.tsv").read_text()
     put("cifar10-fc1-bp-s0", 3, "running")
     assert run("record")[1].startswith("1 runs recorded in") and (tmp_path / "results/runs.tsv").read_text() == before
     put("cifar10-fc1-bp-s0", 3, "finished")
     assert run("record")[0] == 0 and (tmp_path / "results/runs.tsv").read_text() != before
+    before = (tmp_path / "results/runs.tsv").read_text()
+    put("cifar10-fc1-bp-s0", 2, "finished")  # a shorter one is none to put in its place
+    assert run("record")[0] == 0 and (tmp_path / "results/runs.tsv").read_text() == before
 
 
 def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
@@ -160,6 +165,18 @@ def test_own_runs_alone(run, tmp_path):
         short = {**log, "config": config | change, "rows": rows[: change.get("epochs", 50)]}
         results.write_text(tmp_path / "results/logs/cifar10-fc1-bp-s2.tsv", short)
         assert "(v2, Figure 3): 1 of 12 cells run, 1 in part (fewer seeds, epochs or data)\n" in run("list")[1]
+
+
+def test_what_came_after_the_epochs_that_are_counted_does_not_count(run, tmp_path):
+    """A run that diverged, in or after the epoch that follows, was whole until then; one that diverged before was not."""
+    (tmp_path / "results/logs").mkdir(parents=True)
+    config = asdict(results.cell_config(RECIPES["v2-figure3"].cells[0], "cifar10", epochs=50))
+    rows = [{"epoch": i + 1, "train_loss": 1.0, "train_accuracy": 0.25, "test_loss": 1.0, "test_accuracy": 0.25} for i in range(3)]
+    log = {"config": config, "environment": {}, "status": "diverged: bp diverged in epoch 4", "rows": rows}
+    results.write_text(tmp_path / "results/logs/cifar10-fc1-bp-s0.tsv", log)
+    for until, diverged in ((2, False), (3, False), (4, True)):
+        assert ("diverged: seed 0 in epoch 4" in run("table", "v2-figure3", "--until", until)[1]) == diverged
+    assert "diverged: seed 0 in epoch 4" in run("table", "v2-figure3")[1]
 
 
 def test_a_table_goes_between_its_marks(run, tmp_path):
@@ -270,6 +287,17 @@ def test_dry_run_prints_commands_that_parse(run, name):
             assert lr_search.parse(words).start in (1e-6, 1e-7)
 
 
+def test_a_search_may_be_asked_for_all_its_epochs(run):
+    code, out, err = run("run", "v1-table2", "--archs", "fc1", "--methods", "bp", "--epochs", "2", "--synthetic", "--dry-run")
+    assert code == 0 and err == "" and out.count("--epochs 2") == 1
+
+
+def test_trainings_at_rates_that_are_not_known_yet_are_announced(run):
+    then = "# then the trainings at the rates that these searches find\n"
+    for names, announced in ((["v1-table3"], True), (["v1-table2", "v1-table3"], True), (["v1-table2"], False), (["v2-table3"], False)):
+        assert (then in run("run", *names, "--synthetic", "--dry-run")[1]) == announced, names
+
+
 def test_a_recipe_of_which_nothing_is_left_is_named(run):
     out = run("run", "v2-figure3", "v2-figure9", *SMALL, "--archs", "fc1", "--dry-run")[1]
     assert "v2-figure9: no cell is left by --methods, --archs and --samples\n" in out and "v2-figure3: no cell" not in out
@@ -293,7 +321,8 @@ def test_filters(run):
     assert len(ten) == 2 and all("--samples 10" in line for line in ten)
     assert len(commands("v2-table4", "--samples", "1", "--methods", "dinp")) == 1
     assert len(commands("v2-figure9", "--archs", "fc6", "fc9")) == 6
-    assert len(commands("v2-table3", "v2-figure3")) > 26 - 1 and len(set(commands("v2-table3", "v2-figure3"))) == 27  # shared runs once
+    shared = commands("v2-table3", "v2-figure3")
+    assert len(shared) == len(set(shared)) == 27  # shared runs once
 
 
 def test_the_data_that_are_used(run, tmp_path):

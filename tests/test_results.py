@@ -19,7 +19,7 @@ from recipes import RECIPES, Cell
 from npref import METHODS
 from npref.config import TABLE_2, Config
 from npref.network import ARCHITECTURES
-from npref.runlog import write_log
+from npref.runlog import write_checkpoint, write_log
 
 ENV = {"backend": "numpy", "device": "CPU", "threads": "1", "revision": "abc", "samples": "50000 of 50000 + 10000 of 10000"}
 
@@ -176,8 +176,32 @@ def test_which_runs_are_a_cells():
     assert results.runs_of(cell, {"a": on_gpu, "b": long}) == results.runs_of(cell, {"a": long, "b": on_gpu}) == {0: long}
     assert results.runs_of(cell, {"a": short, "b": on_gpu}) == {0: on_gpu}
     assert results.runs_of(cell, dict(enumerate([*others, *lesser]))) == {0: lesser[0]}  # on part of the data before a stand-in
+    tested = log_of(config_of(limit_test=100), [1.0] * 9)  # on part of the test set, longer or not
+    assert results.runs_of(cell, {"a": tested, "b": short}) == {0: short} and results.runs_of(cell, {"a": tested}) == {0: tested}
     assert results.runs_of(cell, dict(enumerate(others))) == {}
     assert results.runs_of(Cell("np", "fc1", "cifar100"), logs) == {}
+
+
+def test_the_best_data_there_are():
+    """SARCOS without the training rows that are test rows comes before the official files; a measurement on more images before one on
+    fewer."""
+    cell = next(cell for cell in RECIPES["v2-figure8"].cells if cell.method == "bp")
+    runs = {name: log_of(results.cell_config(cell, name, lr=1.0), [10.0]) for name in reversed(results.STAND_INS["sarcos"])}
+    for name in ("sarcos-dedup", "sarcos", "sarcos-split-test", "synthetic-sarcos"):
+        assert results.runs_of(cell, runs) == {0: runs.pop(name)}
+    angles = {limit: {"config": {"dataset": "cifar10", "limit_train": limit}, "status": "finished"} for limit in (100, 2000, None)}
+    for limit in (None, 2000, 100):
+        assert results.alignment_of("v2-figure7", {f"alignment-v2-figure7-{n}": log for n, log in angles.items()}) == angles.pop(limit)
+
+
+def test_how_complete_the_data_were():
+    def found(environment, **config):
+        log = log_of(config_of(**config), [10.0])
+        return results.samples({**log, "environment": environment})
+
+    assert found({"samples": "3 of 4 + 1 of 2"}) == "3 of 4 + 1 of 2"
+    assert found({}) == "50000 of 50000 + 10000 of 10000" and found({}, dataset="cifar100") == "?"
+    assert found({}, limit_train=100) == found({}, limit_test=100) == "limited"
 
 
 def test_the_rate_that_a_search_found():
@@ -194,6 +218,12 @@ def test_the_rate_that_a_search_found():
     trial = {**search, "config": {**search["config"], "epochs": 1}, "rows": [{"lr": 1.0, "train_loss": 0.125}]}
     seed1 = log_of(config_of("bp", optimizer="sgd", lr=1.0, seed=1), [10.0])
     assert results.runs_of(cell, {"a": slow, "b": fast, "c": seed1, "s": search, "t": trial}) == {0: fast}
+    assert results.runs_of(cell, {"t": trial, "a": slow, "b": fast, "c": seed1, "s": search}) == {0: fast}  # whichever was first
+    part = {**search, "config": {**search["config"], "limit_train": 2000, "epochs": 99}, "rows": [{"lr": 1.0, "train_loss": 0.125}]}
+    assert results.runs_of(cell, {"a": slow, "b": fast, "s": search, "p": part}) == {0: fast}  # its rate is for part of the data
+    assert results.runs_of(cell, {"a": slow, "s": search}) == {0: slow}  # none at the rate that was found
+    search["rows"] = [{"lr": 1.0, "train_loss": math.nan}]
+    assert results.searches_of(cell, {"s": search}) == [] and results.runs_of(cell, {"a": slow, "s": search}) == {0: slow}
     other = log_of(config_of("bp", optimizer="sgd", lr=2.0, seed=1), [10.0])
     assert "| lr 1 and 2 |" in tables.cell_line(cell, results.runs_of(cell, {"a": slow, "b": other}))
 
@@ -261,6 +291,30 @@ def test_a_folder_is_of_the_log_that_it_is_named_for(tmp_path, capsys):
     assert results.gather(None, tmp_path) == {"cifar10-fc1-np-s0": training, "alignment-mine": others}
     err = capsys.readouterr().err
     assert f"left out: {tmp_path}/cifar10-fc1-np-s0/alignment.h5: the folder is log.h5's; move this one" in err and err.count("\n") == 2
+
+
+def test_own_runs_come_before_recorded_ones_that_are_no_longer(tmp_path, capsys):
+    """And checkpoints are no logs, nor worth a word."""
+    name, config = "cifar10-fc1-np-s0", config_of(epochs=2)
+    recorded = log_of(config, [10.0, 20.0])
+    results.record(tmp_path / "recorded", {name: recorded})
+    for accuracies, kept in (([30.0, 40.0], True), ([30.0], False)):
+        own = log_of(config, accuracies, status="finished" if kept else "running")
+        (tmp_path / "runs" / name).mkdir(parents=True, exist_ok=True)
+        write_log(tmp_path / "runs" / name / "log.h5", own["config"], ENV, own["rows"], own["status"])
+        write_checkpoint(tmp_path / "runs" / name / "checkpoint.h5", own["config"], ENV, own["rows"], {}, {})
+        assert results.gather(tmp_path / "recorded", tmp_path / "runs") == {name: own if kept else recorded}
+    (tmp_path / "runs" / name / "log.h5").unlink()
+    assert results.gather(None, tmp_path / "runs") == {} and capsys.readouterr().err == ""
+
+
+def test_runs_tsv_is_of_the_numbers_that_are_recorded(tmp_path):
+    """Five digits of each: recording what was recorded changes nothing."""
+    log = log_of(config_of(epochs=2), [10.123451, 20.123449])
+    log["rows"][0]["seconds"], log["rows"][1]["seconds"] = 2.999996, 0.0  # 0.0 minutes; with five digits 0.05, so 0.1
+    assert results.record(tmp_path / "a", {"cifar10-fc1-np-s0": log}) == 1
+    results.record(tmp_path / "b", results.gather(tmp_path / "a", None))
+    assert (tmp_path / "a" / "runs.tsv").read_bytes() == (tmp_path / "b" / "runs.tsv").read_bytes()
 
 
 def test_recorded_logs_that_no_run_can_have(tmp_path):

@@ -109,6 +109,11 @@ def test_synthetic_sarcos():
     for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
         residual = y - robot.torques(*np.split(x, 3, axis=1))
         assert np.allclose(residual.std(axis=0) / data.y_train.std(axis=0), 0.01, rtol=0.05)
+    expected = [-0.30511255580810415, 0.03166969722896698, -0.3112385011935208, 3.4413561192832853]  # recorded runs saw these
+    assert np.allclose(data.x_train[1, [0, 6, 13, 20]], expected, rtol=1e-9, atol=0)
+    expected = [-7.605604308080771, 7.35210593305701, 1.153598698961209, -4.171273219931381, 0.022237651767138402, -0.42478643812329087,
+                -0.09329449947542941]
+    assert np.allclose(data.y_train[1], expected, rtol=1e-9, atol=1e-9)
     correlations = np.corrcoef(data.x_train.T)
     joints = correlations[:7, :7][np.triu_indices(7, 1)]
     assert joints.min() > 0.1 and np.all(np.diag(correlations[:7, 14:]) < -0.2)  # joints move together, accelerations oppose positions

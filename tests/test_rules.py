@@ -191,6 +191,8 @@ def test_errors_of_input():
         rules.bp_update(network, whole, x.astype(int), t)
     with pytest.raises(ValueError, match="sigma2 must be positive and finite, got 0"):
         rules.np_update(network, params, x, t, [eps], sigma2=0)
+    with pytest.raises(ValueError, match="sigma2 must be finite, got inf"):
+        rules.np_update(network, params, x, t, [eps], sigma2=np.inf)
     with pytest.raises(ValueError, match="one-hot"):
         rules.bp_update(network, params, x, t.argmax(1))
     with pytest.raises(TypeError, match="one dtype"):

@@ -1,5 +1,8 @@
 import json
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,6 +18,7 @@ def test_log_round_trip(tmp_path):
     runlog.write_log(tmp_path / "log.h5", {"lr": 0.1, "limit": None}, environment, ROWS, "running")
     log = runlog.read_log(tmp_path / "log.h5")
     assert log == {"config": {"lr": 0.1, "limit": None}, "environment": environment, "status": "running", "rows": ROWS}
+    assert [type(value) for value in log["rows"][0].values()] == [int, float, float]
     assert {"npref", "python", "numpy", "h5py", "backend", "device", "platform", "revision", "started"} <= environment.keys()
     with h5py.File(tmp_path / "log.h5") as file:  # as anyone would read it
         assert file["epochs"]["test_accuracy"].tolist() == [0.125, 0.5]
@@ -86,6 +90,15 @@ def test_a_file_is_complete_before_it_takes_the_old_ones_place(tmp_path, monkeyp
     assert order == ["fsync", (True, True), "fsync"]  # the file, the rename in one folder, the folder
 
 
+@pytest.mark.parametrize("size", [1, 10**6])
+def test_all_of_a_file_is_flushed(tmp_path, monkeypatch, size):
+    """Not what Python's buffer has not handed on yet."""
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (flushed.append(os.fstat(fd).st_size), fsync(fd)))
+    runlog.replace_file(tmp_path / "log.h5", b"a" * 512, b"b" * size)
+    assert flushed[0] == 512 + size
+
+
 def test_files_that_are_not_ours(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run file .*log.h5"):
         runlog.read_log(tmp_path / "log.h5")
@@ -113,6 +126,39 @@ def test_source_revision(monkeypatch, tmp_path):
     assert revision == "unknown" or len(revision.removesuffix("+changes")) == 40
     monkeypatch.setenv("PATH", str(tmp_path))
     assert runlog.source_revision() == "unknown"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_revision_is_that_of_the_checkout_itself(monkeypatch, tmp_path):
+    """Files that git does not know are no changes of it; a checkout that merely lies around npref is another's."""
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        return subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    (tmp_path / "npref").mkdir()
+    (tmp_path / "npref/runlog.py").write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    monkeypatch.setattr(runlog, "__file__", str(tmp_path / "npref/runlog.py"))
+    (tmp_path / "mine").write_text("")
+    assert runlog.source_revision() == git("rev-parse", "HEAD")
+    (tmp_path / "npref/runlog.py").write_text("2")
+    assert runlog.source_revision() == git("rev-parse", "HEAD") + "+changes"
+    monkeypatch.setattr(runlog, "__file__", str(tmp_path / "site/npref/runlog.py"))
+    (tmp_path / "site/npref").mkdir(parents=True)
+    assert runlog.source_revision() == "unknown"
+
+
+def test_what_has_changed_between_environments_is_said_once_for_every_time():
+    one = dict(revision="a", numpy="1", blas="x", threads="1", device="CPU", started="now")
+    for name in ("revision", "numpy", "blas", "threads", "device"):
+        assert runlog.changes(one, {**one, name: "b", "started": "then"}) == f"{name} was {one[name]}, now b"
+    assert runlog.changes(one, {**one, "revision": "b", "device": "GPU"}) == "revision was a, now b; device was CPU, now GPU"
+    two = runlog.going_on(one, {**one, "threads": "2"})
+    assert two == {**one, "threads": "2", "went_on": "threads was 1, now 2"} and runlog.going_on(one, one) == one
+    three = runlog.going_on(two, {**one, "threads": "3"})
+    assert three["went_on"] == "threads was 1, now 2; threads was 2, now 3" == runlog.going_on(three, {**one, "threads": "3"})["went_on"]
 
 
 def test_any_damage_is_noticed(tmp_path):
@@ -187,6 +233,23 @@ def test_a_lock_that_is_given_back_meanwhile_is_not_taken_for_the_new_one(tmp_pa
     with pytest.raises(OSError, match="another process is writing"):
         runlog.lock(tmp_path)
     runlog.unlock(held)
+
+
+def test_a_lock_is_held_until_its_file_is_gone(tmp_path, monkeypatch):
+    """Else another could take the file that is about to be removed, and a third a new one beside it."""
+    pytest.importorskip("fcntl")
+    held, seen, unlink = runlog.lock(tmp_path), [], Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path, **how: (seen.append(runlog.locked(tmp_path)), unlink(path, **how)))
+    runlog.unlock(held)
+    assert seen == [True] and not (tmp_path / ".lock").exists()
+
+
+def test_who_looks_whether_a_folder_is_locked_does_not_lock_it(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / ".lock").touch()
+    with open(tmp_path / ".lock") as another:  # who looks at the same time
+        fcntl.flock(another, fcntl.LOCK_SH)
+        assert not runlog.locked(tmp_path)
 
 
 def test_what_can_be_locked_by_nobody_is_not_taken_for_locked(tmp_path):

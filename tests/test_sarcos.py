@@ -9,6 +9,7 @@ from scipy.io import savemat
 from npref import datasets, noise
 from npref.datasets import SARCOS_TEST, SARCOS_TRAIN
 from npref.datasets import __main__ as command
+from npref.datasets.sarcos import _leak
 
 TRAIN, TEST = (44_484, 28), (4_449, 28)
 NO_CHECKSUM = replace(SARCOS_TEST, size=None, sha256=None)
@@ -58,6 +59,12 @@ def test_layout(files, rows):
     assert datasets.load("sarcos", files, 10, 5).completeness == "10 of 44484 + 5 of 4449"
     with pytest.raises(ValueError, match="limit_test must be between 1 and 4449, the size of sarcos"):
         datasets.load("sarcos", files, limit_test=4_450)
+
+
+def test_every_test_row_counts_that_stands_among_the_training_rows():
+    train, test = np.zeros((2, 28)), np.zeros((4, 28))
+    test[3] = 1
+    assert _leak(train, test) == "3 of 4 test rows stand verbatim among the 2 training rows"
 
 
 def test_dedup(files, rows):

@@ -7,9 +7,10 @@ import pytest
 from reference import assert_close
 from test_train import small_data
 
-from npref import anp_update, forward, loss, noise, one_hot, step
+from npref import METHODS, anp_update, forward, loss, noise, one_hot, step
 from npref.batches import prepare, targets
 from npref.config import Config
+from npref.functions import LOSSES, loss_gradient
 from npref.step import _outcome, compute_update, initial_state, training_step
 from npref.train import Diverged, train
 
@@ -55,6 +56,38 @@ def test_k_samples_average_k_single_samples():
     alone = [anp_update(network, params, x, t, [[e[k : k + 1] for e in eps]]) for k in range(4)]
     for l in range(4):
         assert_close(together.dW[l], sum(u.dW[l] for u in alone) / 4, 100 * np.abs(together.dW[l]).max(), c=2000)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_is_the_configured_one(method):
+    for name in LOSSES:
+        config = Config(method=method, arch="sarcos", loss=name, dtype="float64", **({} if "bp" in method else dict(sigma2=0.04)))
+        network = config.network((3, 4, 4), 10)
+        params, x, t = initial_state(config, network).params, np.random.default_rng(0).uniform(size=(6, 3, 4, 4)), np.eye(10)[:6]
+        update = compute_update(config, network, params, x, t, step=0)
+        clean = loss(name, forward(network, params, x).y, t)
+        assert np.allclose(update.losses, clean, rtol=1e-12)
+        if "bp" in method:
+            last = loss_gradient(name, update.trace.y, t)
+            assert np.allclose(update.dW[-1], last.T @ update.trace.x_star[-1] / 6, rtol=1e-10)
+            continue
+        eps = [noise.draw(np, "gaussian", s, 0.2, seed=0, step=0, layer=l, samples=range(1), rows=range(6), dtype="float64")[0]
+               for l, s in enumerate(network.shapes[1:])]
+        alone = [[e if m == l else np.zeros_like(e) for m, e in enumerate(eps)] for l in range(len(eps))]
+        passes = alone if "inp" in method else [eps]
+        dL = np.array([loss(name, forward(network, params, x, noises).y, t) - clean for noises in passes])
+        assert np.allclose(update.dL[0], dL if "inp" in method else dL[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("l", [0, 3])
+def test_a_bias_update_is_named_by_its_layer(l):
+    config, data = Config(method="bp", arch="fc3", bias=True), small_data()
+    network = config.network((3, 10, 10), 10)
+    state, t = initial_state(config, network), one_hot(data.y_train, 10)
+    update = compute_update(config, network, state.params, prepare(data.x_train, "float32"), t, 0)
+    update.db[l][2] = np.nan
+    with pytest.raises(Diverged, match=rf"the bias update Δb_{l + 1} is not finite"):
+        _outcome(config, state, update, t, 0)()
 
 
 @pytest.mark.parametrize("spoil, quantity", [

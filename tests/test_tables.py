@@ -36,6 +36,24 @@ def test_losses_are_final_accuracies_peaks():
     assert "| – / 2 | 0.500 | 2.5 | +0.5 |  | 1 | 3 |" in tables.cell_line(cell, {0: log})
     log["status"] = "diverged: np diverged in epoch 4"
     assert "| – / 2 | diverged | diverged | | | 1 | 3 | | diverged: seed 0 in epoch 4 |" in tables.cell_line(cell, {0: log})
+    assert tables.spread([0.25]) == "0.250" and tables.spread([0.5, 0.75]) == "0.625 (0.500 to 0.750)"
+    assert tables.spread([0.5, 1.5]) == "1.0 (0.5 to 1.5)"
+
+
+def test_the_rate_of_the_longest_search_on_the_most_data():
+    def search(rate, **config):
+        log = log_of(config_of("bp", optimizer="sgd", lr=1.0, **config), [])
+        return {**log, "config": {**{k: v for k, v in log["config"].items() if k != "lr"}, "start": rate},
+                "rows": [{"lr": rate, "train_loss": 1.0}, {"lr": 2 * rate, "train_loss": 2.0}]}
+
+    cell = Cell("bp", "fc1", options=(("optimizer", "sgd"),), search=1e-6, paper_lr=0.5)
+    logs = dict(enumerate([search(1.0, epochs=9, dataset="synthetic"), search(2.0, epochs=9, limit_train=100),
+                           search(3.0, epochs=9, limit_train=2000), search(4.0, epochs=1), search(5.0, epochs=2)]))
+    for rate, note in ((5, "2 epochs a rate"), (4, "1 epochs a rate"), (3, "9 epochs a rate; 2000 training samples"),
+                       (2, "9 epochs a rate; 100 training samples"), (1, "9 epochs a rate; on synthetic")):
+        assert tables.rate_line(cell, logs) == f"| fc1 | BP | 0.5 | {rate} | {rate} to {2 * rate} | {note} |"
+        logs.popitem()
+    assert tables.rate_line(cell, logs) == "| fc1 | BP | 0.5 | not run | | |"
 
 
 def test_curves():
@@ -48,6 +66,8 @@ def test_curves():
         ("fc3, cifar10", "accuracy", [("DANP, K = 10", "danp", pytest.approx(0.675)), ("DANP, K = 100", "danp", 1.0),
                                       ("DNP, noisy baseline", "dnp", "noisy")])]
     assert np.allclose(panels[1][2][1][3], [[[20.0, 20.0], [20.0, 20.0]]])
+    logs[4] = log_of(results.cell_config(cells[4], "cifar10"), [30.0])  # it takes no noise samples, so that none are fewer
+    assert tables.curves(cells, logs)[1][2][-1][:3] == ("BP", "bp", 1.0)
     logs["cut"] = log_of(results.cell_config(cells[0], "cifar10", seed=1), [5.0], status="diverged: NP diverged in epoch 2")
     (name, _, _, runs), = tables.curves(cells, logs)[0][2]
     assert name == "NP, 1 of 2 seeds" and len(runs) == 1 and len(runs[0][0]) == 2

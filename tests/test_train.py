@@ -1,6 +1,8 @@
+import itertools
 import os
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,9 +143,12 @@ def test_a_run_is_not_overwritten(tmp_path):
     config, data = Config(method="np", **SMALL), small_data()
     list(train(config, data, tmp_path))
     before = (tmp_path / "log.h5").read_bytes()
-    with pytest.raises(FileExistsError, match="holds a run already"):
+    with pytest.raises(FileExistsError, match=r"holds a run already \(log.h5, checkpoint.h5\): resume it, or choose another folder"):
         train(config, data, tmp_path)
     assert (tmp_path / "log.h5").read_bytes() == before
+    (tmp_path / "checkpoint.h5").unlink()
+    with pytest.raises(FileExistsError, match=r"already \(log.h5\): its checkpoint is gone: remove the log, or choose another folder"):
+        train(config, data, tmp_path)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
@@ -405,6 +410,14 @@ def test_evaluate_counts_every_sample_once():
         assert np.allclose(evaluate(network, params, data.x_train, data.y_train, batch=batch), expected, rtol=1e-5)
 
 
+def test_an_evaluation_that_overflows_gives_a_loss_that_is_not_finite():
+    network = Config(method="dbp", arch="sarcos").network((3,), 7)
+    params = initial_state(Config(method="dbp", arch="sarcos"), network).params
+    x, y = np.full((20, 3), 3e38, dtype=np.float32), np.ones((20, 7))
+    found, accuracy = evaluate(network, params, x, y, "mse")
+    assert not np.isfinite(found) and np.isnan(accuracy)
+
+
 def test_prepare_scales_bytes_and_nothing_else():
     x = prepare(np.array([0, 51, 255], dtype=np.uint8), "float32")
     assert x.dtype == np.float32 and x.tolist() == [0, np.float32(0.2), 1]
@@ -414,6 +427,50 @@ def test_prepare_scales_bytes_and_nothing_else():
 def test_a_batch_larger_than_the_data_is_all_of_it():
     row, = train(Config(method="np", **{**SMALL, "epochs": 1, "batch_size": 1000}), small_data())
     assert row["step"] == 1
+
+
+def test_correlation_is_measured_on_the_first_thousand_images(tmp_path):
+    config, data = Config(method="dnp", dtype="float64", **{**SMALL, "epochs": 1, "batch_size": 500}), small_data(1100)
+    row, = train(config, data, tmp_path)
+    trace = forward(config.network((3, 10, 10), 10), params_from(weights(tmp_path)), data.x_train[:1000] / 255)
+    assert row["correlation"] == pytest.approx(float(mean_squared_correlation(trace.x_star[0])), rel=1e-9)
+
+
+def test_an_epochs_seconds_are_those_of_its_steps_and_of_its_evaluation(tmp_path, monkeypatch):
+    """Also of the steps before it was stopped; by a clock that goes on by one second each time it is looked at."""
+    monkeypatch.setattr("npref.train.time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    config, data = Config(method="bp", **{**SMALL, "epochs": 2}), small_data()  # three steps an epoch
+    assert [row["seconds"] for row in train(config, data)] == [4, 4]
+    count = iter(range(100))
+    with pytest.raises(Interrupted):
+        list(train(config, data, tmp_path, stop=lambda: next(count) == 2))
+    assert [row["seconds"] for row in train(config, data, tmp_path, resume=True)] == [4, 4]
+
+
+def test_what_has_changed_on_the_way_is_in_the_log(tmp_path, monkeypatch):
+    config, data = Config(method="np", **SMALL), small_data()
+    rows = train(config, data, tmp_path)
+    next(rows)
+    rows.close()
+    monkeypatch.setattr(runlog, "source_revision", lambda: "another")
+    list(train(config, data, tmp_path, resume=True))
+    for log in runlog.read_log(tmp_path / "log.h5"), runlog.read_checkpoint(tmp_path / "checkpoint.h5"):
+        assert log["environment"]["revision"] == "another"
+        assert log["environment"]["went_on"].startswith("revision was ") and log["environment"]["went_on"].endswith(", now another")
+
+
+@pytest.mark.parametrize("method", ["bp", "np", "danp"])
+@pytest.mark.parametrize("part, quantity", [("x_train", "the loss of the clean pass"), ("x_test", "the test loss")])
+def test_features_that_overflow_are_divergence(method, part, quantity):
+    """No arithmetic's warnings: of squares that are infinite, and of those that are not numbers."""
+    rng = np.random.default_rng(0)
+    arrays = dict(x_train=rng.normal(size=(40, 3)), y_train=rng.normal(size=(40, 7)), x_test=rng.normal(size=(20, 3)),
+                  y_test=rng.normal(size=(20, 7)))
+    arrays = {name: a.astype(np.float32) for name, a in arrays.items()}
+    arrays[part][3, 1] = 3e38
+    data = Dataset("made", "here", **arrays, classes=7, inputs="raw")
+    with pytest.raises(Diverged, match=f"{quantity} is not finite"):
+        list(train(Config(method=method, arch="fc1", dataset="made", loss="mse", batch_size=40), data))
 
 
 def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
