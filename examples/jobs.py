@@ -12,7 +12,7 @@ from pathlib import Path
 from cifar10 import flags
 from lr_search import best
 from recipes import RECIPES
-from results import alignment_name, cell_config, kind_of, run_name, value, without_backend
+from results import alignment_name, cell_config, check_complete, check_name, kind_of, run_name, value, without_backend
 
 from npref.execution import cores
 from npref.runlog import locked, read_log
@@ -34,13 +34,23 @@ class Job:
     log: str = "log.h5"
     epochs: int = 1
 
-    def rows(self):
-        """(status, rows) of its log so far; ("new", []) without one."""
+    def so_far(self):
+        """Its log so far, None without one. Raises ValueError or OSError for one that is damaged, or of another run."""
         path = self.folder / self.log
         if not path.is_file():
-            return "new", []
+            return None
         log = read_log(path)
-        return log["status"], log["rows"]
+        try:
+            check_complete(log)
+            check_name(self.folder.name, log)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        return log
+
+    def rows(self):
+        """(status, rows) of its log so far; ("new", []) without one."""
+        log = self.so_far()
+        return ("new", []) if log is None else (log["status"], log["rows"])
 
     def ended(self, log):
         """Whether nothing is left to do where there is this log."""
@@ -54,8 +64,8 @@ class Job:
         return further > 0 or further == 0 and log["status"] == "finished"
 
     def done(self):
-        path = self.folder / self.log
-        return path.is_file() and self.ended(read_log(path))
+        log = self.so_far()
+        return log is not None and self.ended(log)
 
     def recorded(self, results):
         """The log with which it is done among the recorded results, {name: log}, on its own backend or another; or None."""
@@ -104,7 +114,7 @@ def training_jobs(name, data, args, failed, results):
                 config, folder = search_config(cell, name, data, args)
                 job = Job("lr_search.py", (), folder, "search.h5", config.epochs)
                 try:
-                    log = read_log(folder / job.log) if job.done() else job.recorded(results)
+                    log = job.so_far() if job.done() else job.recorded(results)
                     if log is None:
                         continue
                     rate = {"lr": best(log["rows"])}

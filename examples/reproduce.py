@@ -19,7 +19,7 @@ from pathlib import Path
 from cifar10 import any_letters, exit_code, plotter
 from jobs import alignment_jobs, cells_of, search_jobs, training_jobs, wanted, work
 from recipes import NOT_RUN, RECIPES
-from results import STAND_INS, alignment_of, config_of, gather, kind_of, record, run_name, runs_of, searches, searches_of
+from results import STAND_INS, alignment_of, gather, kind_of, record, runs_of, searches, searches_of
 from tables import curves, table
 
 from npref import METHODS, datasets, get_backend
@@ -264,11 +264,10 @@ def keep(args, stop):
     recorded, own = gather(args.results, None), gather(None, args.runs)
     whole = {name: log for name, log in own.items() if log["status"].startswith(("finished", "diverged"))
              and not any(log["config"].get(limit) for limit in ("limit_train", "limit_test"))
-             and not log["config"]["dataset"].startswith("synthetic")
-             and (kind_of(log) != "train" or name == run_name(config_of(log)))}  # whoever makes a folder can name it after another run
+             and not log["config"]["dataset"].startswith("synthetic")}
     kept = recorded | {name: log for name, log in whole.items() if len(log["rows"]) >= len(recorded.get(name, {"rows": ()})["rows"])}
-    print(f"{record(args.results, kept)} runs recorded in {args.results}; {len(own) - len(whole)} are unfinished, on stand-ins, on part of "
-          "the data or in a folder of another name, and were left out")
+    print(f"{record(args.results, kept)} runs recorded in {args.results}; {len(own) - len(whole)} are unfinished, on stand-ins or on part "
+          "of the data, and were left out")
     return 0
 
 

@@ -10,12 +10,15 @@ import shlex
 import sys
 from pathlib import Path
 
+from alignment import DEFAULTS, parse
 from cifar10 import flags
 from lr_search import best as best_rate
+from lr_search import ended, next_rate
 from recipes import RECIPES
 
 from npref.backend import BACKENDS
 from npref.config import Config, default_lr
+from npref.rules import METHODS
 from npref.runlog import read_log, replace_file
 
 # The data sets that may stand in a cell's place, best first; a run on another than the cell's own is labelled with it.
@@ -55,8 +58,38 @@ def without_backend(name):
 
 
 def config_of(log):
-    """The Config of a training run's log."""
-    return Config(**log["config"])
+    """The Config of the log of a training run, or of a search, at no rate of its own."""
+    if kind_of(log) == "train":
+        return Config(**log["config"])
+    return Config(**{name: value for name, value in log["config"].items() if name in Config.__dataclass_fields__} | {"lr": 1.0})
+
+
+def check_name(name, log):
+    """Raise ValueError unless a folder or file of this name is where this log belongs: what it is of is looked up by its name."""
+    if kind_of(log) == "alignment":
+        recipe, words = alignment_recipe(name), [log["config"]["dataset"]]
+        words += [f"limit-train-{log['config']['limit_train']}"] if log["config"]["limit_train"] else []
+        words += [log["config"]["backend"]] if log["config"].get("backend", "numpy") != "numpy" else []
+        asked = {**DEFAULTS, **parse([*RECIPES[recipe].alignment])[1]} if recipe else {}
+        apart = ("dataset", "limit_train", "backend")
+        belongs = recipe and name == f"alignment-{'-'.join([recipe, *words])}" and all(
+            {**DEFAULTS, **log["config"]}[key] == value for key, value in asked.items() if key not in apart)
+        where = "the folder of the recipe's own measurement"
+    elif kind_of(log) == "search":
+        where = f"search-{run_name(config_of(log), lr=False, seed=False)}"
+        starts = {cell.search for recipe in RECIPES.values() for cell in recipe.cells if matches(cell, config_of(log))}
+        belongs = (name in (where, f"{where}-epochs-{log['config']['epochs']}") and log["config"]["factor"] == 2
+                   and log["config"].get("start") in starts)
+    else:
+        where = run_name(config_of(log))
+        belongs = name == where
+    if not belongs:
+        raise ValueError(f"it is of something else than its name says ({where}): move it elsewhere")
+
+
+def alignment_recipe(name):
+    """The recipe whose measurement a folder of this name has, or None."""
+    return next((recipe for recipe in RECIPES if RECIPES[recipe].alignment and name.startswith(f"alignment-{recipe}-")), None)
 
 
 def kind_of(log):
@@ -89,30 +122,46 @@ def read_text(path):
         log = {**json.loads(head[2:]), "rows": rows}
         check_complete(log)
         return log
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: damaged ({error}); take a copy of it, or delete it and record the run again") from error
 
 
 def check_complete(log):
-    """Raise ValueError unless the log has what one of its kind must have."""
+    """Raise ValueError or TypeError unless the log has what one of its kind must have, and that can be."""
     lacking = [name for name in ("config", "environment", "status") if name not in log]
     kind, rows = kind_of(log) if "config" in log else "", log["rows"]
-    needed = {"train": ("epoch", "train_loss", "test_loss"), "search": ("lr", "train_loss"), "": (), "alignment": (
+    needed = {"train": ("epoch", "train_loss", "test_loss", "seconds"), "search": ("lr", "train_loss"), "": (), "alignment": (
         "method", "epoch", "sigma2", "samples", "passes", "layer", "angle", "angle_min", "angle_max", "angle_sem", "bias2", "variance")}
     lacking += [name for name in needed[kind] if rows and name not in rows[0]]
     if rows and "test_accuracy" in rows[0] and "train_accuracy" not in rows[0]:
         lacking.append("train_accuracy")
     trained = ("method", "arch", "dataset", "backend", "epochs", "limit_train", "limit_test")
-    set_by = {"train": (*trained, "seed"), "search": trained, "alignment": ("methods", "arch", "dataset", "limit_train", "loss", "repeats")}
+    set_by = {"train": (*trained, "seed"), "search": (*trained, "factor", "patience", "most"), "alignment": (
+        "methods", "arch", "dataset", "limit_train", "loss", "repeats", "epochs", "sigma2", "samples")}
     lacking += [f"the configuration's {name}" for name in set_by.get(kind, ()) if name not in log["config"]]
+    if kind == "alignment" and "samples" not in log["environment"]:
+        lacking.append("the environment's samples")
     if lacking:
         raise ValueError(f"without {', '.join(lacking)}")
-    if not isinstance(log["status"], str):
-        raise ValueError(f"its status is {log['status']!r}")
-    if kind == "train":
+    config, status = log["config"], log["status"]
+    if not isinstance(status, str):
+        raise ValueError(f"its status is {status!r}")
+    if kind == "alignment":
+        if config["dataset"] not in sum(STAND_INS.values(), ()) or not set(config["methods"]) <= set(METHODS):
+            raise ValueError(f"of methods {config['methods']} on {config['dataset']}")
+        complete = len(rows) == math.prod(len(config[name]) for name in ("methods", "epochs", "sigma2", "samples")) * max(
+            (row["layer"] for row in rows), default=1)
+    else:
         config_of(log)  # which refuses what no run can have
-    if log["status"] == "finished" and len(rows) < (log["config"]["epochs"] if kind == "train" else 1):
+        complete = len(rows) >= config["epochs"] if kind == "train" else bool(rows) and (
+            ended(rows, config["patience"], config["most"]) or math.isinf(next_rate(rows, config["start"], config["factor"])))
+    if status == "finished" and not complete:
         raise ValueError(f"finished, but of {len(rows)} rows")
+    if kind == "train":
+        if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+            raise ValueError("its epochs are not 1, 2, 3 and so on")
+        if any(not 0 <= row[name] <= 1 for row in rows for name in row if name.endswith("accuracy") and not math.isnan(row[name])):
+            raise ValueError("an accuracy is not between 0 and 1")
 
 
 def gather(results, runs):
@@ -121,6 +170,12 @@ def gather(results, runs):
     A log of a run that cannot be read is left out, with a warning; so is one beside the log that its folder is named for.
     """
     logs = {path.stem: read_text(path) for path in sorted(Path(results).glob("logs/[!.]*.tsv"))} if results else {}
+    for name, log in list(logs.items()):
+        try:
+            check_name(name, log)
+        except ValueError as error:
+            print(f"warning: left out: {Path(results) / 'logs' / name}.tsv: {error}", file=sys.stderr)
+            del logs[name]
     for path in sorted(Path(runs).glob("*/*.h5")) if runs else []:
         if path.name == "checkpoint.h5":
             continue
@@ -131,6 +186,7 @@ def gather(results, runs):
             if path.name != of_folder and path.with_name(of_folder).exists():
                 raise ValueError(f"the folder is {of_folder}'s; move this one to a folder of its own")
             check_complete(log)
+            check_name(name, log)
         except (ValueError, TypeError, OSError) as error:
             print(f"warning: left out: {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
             continue
@@ -218,11 +274,8 @@ def runs_of(cell, logs):
 
 def searches_of(cell, logs):
     """The logs of the cell's learning-rate searches that found a rate."""
-    def config(log):
-        return Config(**{name: value for name, value in log["config"].items() if name in Config.__dataclass_fields__}, lr=1.0)
-
     return [log for log in logs.values() if kind_of(log) == "search" and any(not math.isnan(row["train_loss"]) for row in log["rows"])
-            and cell.search is not None and matches(cell, config(log))]
+            and cell.search is not None and matches(cell, config_of(log))]
 
 
 def searches(cells, logs):

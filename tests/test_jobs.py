@@ -51,11 +51,31 @@ def test_a_run_that_went_further_is_not_cut_short(run, tmp_path):
     assert (code, err) == (0, "") and "1 of 1 runs are done already" in out and path.read_bytes() == before
 
 
+def test_a_folder_with_another_run_is_left_alone(run, monkeypatch, tmp_path):
+    """A training run's, or a search's, by whose rate others would be trained."""
+    words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", *SMALL, "--epochs", "1", "--seeds"]
+    assert run(*words, "0")[0] == 0
+    own = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0"
+    moved = own.rename(own.with_name(own.name.replace("s0", "s1")))
+    before = (moved / "log.h5").read_bytes()
+    code, out, err = run(*words, "1", "2")
+    words = f"failed: {moved.name}: runs/reproduce/{moved.name}/log.h5: it is of something else than its name says ({own.name})"
+    assert code == 1 and words in err
+    assert "[1/1] synthetic-fc1-bp-limit-train-40-s2: " in out and (moved / "log.h5").read_bytes() == before
+    recipe(monkeypatch, *(Cell(method, "fc1", options=(("optimizer", "sgd"), ("loss", "mse")), search=0.25) for method in ("bp", "np")))
+    assert run("run", "mine", "--methods", "np", *SMALL, "--epochs", "1")[0] == 0
+    own = tmp_path / "runs/reproduce/search-synthetic-fc1-np-loss-mse-optimizer-sgd-limit-train-40-epochs-1"
+    moved = own.rename(own.with_name(own.name.replace("np", "bp")))
+    code, out, err = run("run", "mine", "--methods", "bp", *SMALL, "--epochs", "1")
+    assert code == 1 and f"failed: {moved.name}: " in err and "cifar10.py" not in out and not list(tmp_path.glob("runs/*/*bp*lr*"))
+
+
 def test_recorded_runs_tell_how_long_it_will_take(run, tmp_path):
     words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", "np", "--seeds", "0", *SMALL, "--epochs", "2"]
-    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5}
-    rows = [row | {"seconds": seconds} for seconds in (1800.0, 5400.0)]
-    log = {"config": asdict(Config(epochs=2)), "environment": {}, "status": "finished", "rows": rows}
+    row = {"train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5}
+    rows = [{"epoch": i, **row, "seconds": seconds} for i, seconds in ((1, 1800.0), (2, 5400.0))]
+    config = Config(method="bp", arch="fc1", dataset="synthetic", limit_train=40, seed=7, epochs=2)
+    log = {"config": asdict(config), "environment": {}, "status": "finished", "rows": rows}
     (tmp_path / "results/logs").mkdir(parents=True)
     results.write_text(tmp_path / "results/logs/synthetic-fc1-bp-limit-train-40-s7.tsv", log)  # of another seed
     code, out, _ = run(*words)
@@ -128,9 +148,10 @@ def test_a_divergence_after_the_epochs_that_count(run, monkeypatch, tmp_path):
     cell = Cell("bp", "fc1", paper=(1.0, 2.0))
     recipe(monkeypatch, cell)
     config = results.cell_config(cell, "cifar10")
-    rows = [{"epoch": i, "train_loss": 1.0, "train_accuracy": i / 10, "test_loss": 1.0, "test_accuracy": i / 10} for i in (1, 2, 3)]
-    (tmp_path / "runs/reproduce/a").mkdir(parents=True)
-    write_log(tmp_path / "runs/reproduce/a/log.h5", asdict(config), {}, rows, "diverged: bp diverged in epoch 4")
+    rows = [{"epoch": i, "train_loss": 1.0, "train_accuracy": i / 10, "test_loss": 1.0, "test_accuracy": i / 10, "seconds": 1.0}
+            for i in (1, 2, 3)]
+    (tmp_path / "runs/reproduce/cifar10-fc1-bp-s0").mkdir(parents=True)
+    write_log(tmp_path / "runs/reproduce/cifar10-fc1-bp-s0/log.h5", asdict(config), {}, rows, "diverged: bp diverged in epoch 4")
     assert "30.0 | 30.0 | +28.0 |  | 1 | 3 | 1 | diverged: seed 0 in epoch 4 |" in run("table", "mine")[1]
     for until in (1, 2, 3):
         out = run("table", "mine", "--until", str(until))[1]
@@ -246,7 +267,8 @@ def test_what_another_process_is_working_on_is_waited_for(run, tmp_path, finishe
     assert any("[1/2] synthetic-fc1-np-limit-train-40-s0: " in line for line in lines)
     assert not (folders[0] / "log.h5").exists()
     if finished:
-        (folders[0] / "log.h5").write_bytes((folders[1] / "log.h5").read_bytes())
+        log = read_log(folders[1] / "log.h5")
+        write_log(folders[0] / "log.h5", {**log["config"], "method": "bp"}, log["environment"], log["rows"], log["status"])
     unlock(held)
     out, err = process.communicate(timeout=60)
     result = "done by another process" if finished else "% / "
@@ -309,7 +331,9 @@ def test_what_is_left_of_runs_that_have_begun(tmp_path):
         made = jobs.Job("cifar10.py", (), tmp_path / name, epochs=epochs)
         if seconds:
             made.folder.mkdir()
-            write_log(made.folder / "log.h5", {}, {}, [{"epoch": i, "seconds": s} for i, s in enumerate(seconds)], "running")
+            config = asdict(Config(method=name.split("-")[2], arch="fc1", dataset="synthetic", epochs=epochs))
+            rows = [{"epoch": i, "train_loss": 1.0, "test_loss": 1.0, "seconds": s} for i, s in enumerate(seconds, 1)]
+            write_log(made.folder / "log.h5", config, {}, rows, "running")
         return made
 
     begun, new = job("synthetic-fc1-np-s0", 5, 9.0, 11.0, 10.0), job("synthetic-sarcos-sarcos-np-s1", 4)

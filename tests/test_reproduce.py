@@ -3,7 +3,7 @@
 import shlex
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import alignment
 import cifar10
@@ -64,7 +64,7 @@ def test_run_go_on_table_plot_record(run, tmp_path):
     assert (tmp_path / "runs/reproduce/v2-figure3.svg").read_text().startswith("<?xml")
     code, out, _ = run("record")
     assert code == 0 and out.startswith("0 runs recorded")
-    assert "4 are unfinished, on stand-ins, on part of the data or in a folder of another name" in out
+    assert "4 are unfinished, on stand-ins or on part of the data, and were left out" in out
     code, out, _ = run("list")
     assert "v2-figure3   One layer and three hidden layers on CIFAR-10 (v2, Figure 3): 2 of 12 cells run, 2 in part (fewer " in out
 
@@ -115,8 +115,8 @@ def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
     cells = [Cell(method, "fc1", options=(("optimizer", "sgd"), ("loss", "mse")), search=0.25) for method in ("bp", "np")]
     recipe(monkeypatch, *cells, epochs=1, search_epochs=1)
     config = results.cell_config(cells[0], "synthetic", lr=0.5, seed=0, epochs=1)
-    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5}
-    search = {"config": {**asdict(config), "start": 0.25}, "environment": {}, "status": "finished",
+    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5, "seconds": 1.0}
+    search = {"config": {**asdict(config), "start": 0.25, "factor": 2.0, "patience": 3, "most": 2}, "environment": {}, "status": "finished",
               "rows": [{"lr": lr, "train_loss": loss} for lr, loss in ((0.25, 2.0), (0.5, 1.0))]}
     run_log = {"config": asdict(config), "environment": {}, "status": "finished", "rows": [row]}
     (tmp_path / "results/logs").mkdir(parents=True)
@@ -143,7 +143,8 @@ def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
 
 def test_own_runs_alone(run, tmp_path):
     """A recorded result is shown unless --own is given; a recipe is whole with all its seeds and epochs on its own data."""
-    rows = [{"epoch": i + 1, "train_loss": 1.0, "train_accuracy": 0.25, "test_loss": 1.0, "test_accuracy": 0.25} for i in range(50)]
+    rows = [{"epoch": i + 1, "train_loss": 1.0, "train_accuracy": 0.25, "test_loss": 1.0, "test_accuracy": 0.25, "seconds": 1.0}
+            for i in range(50)]
     (tmp_path / "results/logs").mkdir(parents=True)
     for seed in range(3):
         config = {**asdict(results.cell_config(RECIPES["v2-figure3"].cells[0], "cifar10", seed=seed, epochs=50))}
@@ -155,7 +156,7 @@ def test_own_runs_alone(run, tmp_path):
     assert "(v2, Figure 3): 0 of 12 cells run\n" in run("list", "--own")[1]
     code, _, err = run("plot", "v2-figure3", "--own")
     assert code == 2 and "v2-figure3 has not been run: expected runs of it in runs/reproduce; python" in err
-    run_folder = tmp_path / "runs/reproduce/else"
+    run_folder = tmp_path / "runs/reproduce/cifar10-fc1-np-sigma2-0.001-s2"
     run_folder.mkdir(parents=True)
     write_log(run_folder / "log.h5", config | {"sigma2": 1e-3, "method": "np"}, {}, rows, "finished")
     code, _, err = run("plot", "--own")
@@ -171,7 +172,8 @@ def test_what_came_after_the_epochs_that_are_counted_does_not_count(run, tmp_pat
     """A run that diverged, in or after the epoch that follows, was whole until then; one that diverged before was not."""
     (tmp_path / "results/logs").mkdir(parents=True)
     config = asdict(results.cell_config(RECIPES["v2-figure3"].cells[0], "cifar10", epochs=50))
-    rows = [{"epoch": i + 1, "train_loss": 1.0, "train_accuracy": 0.25, "test_loss": 1.0, "test_accuracy": 0.25} for i in range(3)]
+    rows = [{"epoch": i + 1, "train_loss": 1.0, "train_accuracy": 0.25, "test_loss": 1.0, "test_accuracy": 0.25, "seconds": 1.0}
+            for i in range(3)]
     log = {"config": config, "environment": {}, "status": "diverged: bp diverged in epoch 4", "rows": rows}
     results.write_text(tmp_path / "results/logs/cifar10-fc1-bp-s0.tsv", log)
     for until, diverged in ((2, False), (3, False), (4, True)):
@@ -197,15 +199,26 @@ def test_a_table_goes_between_its_marks(run, tmp_path):
     assert code == 2 and f"{page}: expected text in UTF-8, got another file" in err and page.read_bytes() == b"\xff"
 
 
-def test_angles_are_shown_once_measured(run, tmp_path):
-    """With the data that they are of; a measurement in progress is none yet."""
-    out = tmp_path / "runs/reproduce/alignment-v1-figure1-synthetic"
+def test_angles_are_shown_once_measured(run, tmp_path, monkeypatch):
+    """With the data that they are of; a measurement in progress is none yet, nor is another than the recipe's."""
+    monkeypatch.setitem(RECIPES, "v1-figure1", replace(RECIPES["v1-figure1"], alignment=(
+        "--methods", "np", "anp", "inp", "--samples", "1", "--repeats", "2", "--arch", "fc1")))
+    out = tmp_path / "runs/reproduce/alignment-v1-figure1-synthetic-limit-train-40"
     words = "--methods np anp inp --samples 1 --repeats 2 --dataset synthetic --arch fc1 --limit-train 40 --no-plot --quiet".split()
     assert alignment.main([*words, "--out", str(out)]) == 0
     log = read_log(out / "alignment.h5")
     text = run("table", "v1-figure1")[1]
     assert "| INP | 1 | " in text and "On synthetic (40 + 2000), fc1, loss cce; 2 repeats. A noise sample is one noisy pass for NP" in text
     assert run("plot", "v1-figure1")[0] == 0
+    for name, config in ((out.name, {"repeats": 3}), (out.name, {"limit_train": 50}), (out.name.replace("v1-figure1", "v2-figure7"), {})):
+        other = out.with_name(name)
+        other.mkdir(exist_ok=True)
+        write_log(other / "alignment.h5", log["config"] | config, log["environment"], log["rows"], "finished")
+        assert run("table", name[10:20])[1].endswith("not run\n\n")
+        assert f"left out: runs/reproduce/{name}/alignment.h5: it is of something else than its name says" in run("list")[2]
+        assert run("run", name[10:20], *SMALL)[0] == 1
+        if other != out:
+            shutil.rmtree(other)
     for rows in ([], log["rows"][:1]):
         write_log(out / "alignment.h5", log["config"], log["environment"], rows, "running")
         assert "not run" in run("table", "v1-figure1")[1]

@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 
+import alignment
 import cifar10
 import numpy as np
 import pytest
@@ -33,6 +34,14 @@ def log_of(config, test, train=None, status="finished"):
     return {"config": {f: getattr(config, f) for f in Config.__dataclass_fields__}, "environment": ENV, "status": status, "rows": rows}
 
 
+def angles_of(recipe, **more):
+    """A finished measurement, as the recipe makes it."""
+    config = {**alignment.DEFAULTS, **alignment.parse([*RECIPES[recipe].alignment])[1], "dataset": "cifar10", **more}
+    rows = [{**ANGLE, "method": m, "sigma2": sigma2, "samples": K, "layer": l} for m in range(len(config["methods"]))
+            for sigma2 in config["sigma2"] for K in config["samples"] for l in (1, 2)]
+    return {"config": config, "environment": ENV, "status": "finished", "rows": rows}
+
+
 def config_of(method="np", arch="fc1", dataset="cifar10", **more):
     return Config(method=method, arch=arch, dataset=dataset, **more)
 
@@ -56,13 +65,14 @@ def test_a_log_as_text(tmp_path):
             results.read_text(tmp_path / "a.tsv")
     for config, rows, words in (
         ({k: v for k, v in log["config"].items() if k != "limit_test"}, log["rows"], "the configuration's limit_test"),
-        ({}, [ANGLE], "the configuration's methods, the configuration's arch, .*, the configuration's repeats"),
+        ({}, [ANGLE], "the configuration's methods, the configuration's arch, .*, the configuration's repeats, .*'s epochs, .*'s sigma2, "
+                      ".*'s samples"),
         (log["config"], [{k: v for k, v in row.items() if k != "train_accuracy"} for row in log["rows"]], "train_accuracy"),
     ):
         results.write_text(tmp_path / "a.tsv", {**log, "config": config, "rows": rows})
         with pytest.raises(ValueError, match=rf"a.tsv: damaged \(without {words}\); take a copy of it"):
             results.read_text(tmp_path / "a.tsv")
-    angles = dict.fromkeys(("methods", "arch", "dataset", "limit_train", "loss", "repeats"))
+    angles = dict.fromkeys(("methods", "arch", "dataset", "limit_train", "loss", "repeats", "epochs", "sigma2", "samples"))
     for name in set(ANGLE) - {"angle", "layer"}:
         results.write_text(tmp_path / "a.tsv", {**log, "config": angles, "rows": [{k: v for k, v in ANGLE.items() if k != name}]})
         with pytest.raises(ValueError, match=f"a.tsv: damaged .without {name}"):
@@ -71,7 +81,7 @@ def test_a_log_as_text(tmp_path):
     with pytest.raises(ValueError, match="damaged .without config, environment, status"):
         results.read_text(tmp_path / "a.tsv")
     log["rows"] = [{"lr": 1e-6 * 2**17, "train_loss": 1.234567}]
-    log["config"] |= {"start": 1e-6}
+    log["config"] |= {"start": 1e-6, "factor": 2.0, "patience": 3, "most": 1}
     results.write_text(tmp_path / "c.tsv", log)
     assert results.read_text(tmp_path / "c.tsv")["rows"] == [{"lr": 1e-6 * 2**17, "train_loss": 1.2346}]
     whole = (tmp_path / "c.tsv").read_text()
@@ -281,14 +291,12 @@ def test_what_the_readme_says_of_the_paper_is_what_its_table_has():
 
 
 def test_a_folder_is_of_the_log_that_it_is_named_for(tmp_path, capsys):
-    training, angles = log_of(config_of(epochs=3), [10.0, 30.0, 20.0]), ANGLE
-    others = {"config": dict.fromkeys(("methods", "arch", "dataset", "limit_train", "loss", "repeats")), "environment": ENV,
-              "status": "finished", "rows": [angles] * 4}
-    for folder in "cifar10-fc1-np-s0", "alignment-mine":
+    training, others = log_of(config_of(epochs=3), [10.0, 30.0, 20.0]), angles_of("v1-figure1")
+    for folder in "cifar10-fc1-np-s0", "alignment-v1-figure1-cifar10":
         for name, log in ("log.h5", training), ("alignment.h5", others):
             (tmp_path / folder).mkdir(exist_ok=True)
             write_log(tmp_path / folder / name, log["config"], log["environment"], log["rows"], log["status"])
-    assert results.gather(None, tmp_path) == {"cifar10-fc1-np-s0": training, "alignment-mine": others}
+    assert results.gather(None, tmp_path) == {"cifar10-fc1-np-s0": training, "alignment-v1-figure1-cifar10": others}
     err = capsys.readouterr().err
     assert f"left out: {tmp_path}/cifar10-fc1-np-s0/alignment.h5: the folder is log.h5's; move this one" in err and err.count("\n") == 2
 
@@ -345,3 +353,71 @@ def test_what_is_recorded_agrees_with_itself(tmp_path):
         tabulated |= set(names)
     rows = [line.split("\t") for line in (recorded / "runs.tsv").read_text().splitlines()]
     assert all(tabulated & set(row[rows[0].index("recipes")].split(",")) for row in rows[1:])  # every run is in one of them
+
+
+def search_of(epochs=2, losses=(3.0, 2.0, math.nan), **more):
+    """A finished search: doubled from 1e-6 until it diverged."""
+    config = log_of(config_of("bp", loss="mse", optimizer="sgd", lr=1e-6, epochs=epochs), [])["config"]
+    config = {**config, "start": 1e-6, "factor": 2.0, "patience": 3, "most": 60, **more}
+    return {"config": config, "environment": ENV, "status": "finished",
+            "rows": [{"lr": 1e-6 * 2**i, "train_loss": loss} for i, loss in enumerate(losses)]}
+
+
+def test_a_log_that_has_lost_lines_is_damaged():
+    """Whatever it is of, it says that it is finished."""
+    for log in (log_of(config_of(epochs=3), [1.0, 2.0, 3.0]), search_of(), angles_of("v1-figure1")):
+        results.check_complete(log)
+        for rows in log["rows"][:-1], []:
+            with pytest.raises(ValueError, match=f"finished, but of {len(rows)} rows"):
+                results.check_complete({**log, "rows": rows})
+            results.check_complete({**log, "rows": rows, "status": "running"})
+    results.check_complete(search_of(losses=(3.0,) * 4))
+    results.check_complete(search_of(losses=(3.0, 2.0), most=2))
+    results.check_complete(search_of(losses=(3.0, 2.0), factor=math.inf))
+    log = log_of(config_of(epochs=3), [1.0, 2.0, 3.0])
+    for order in ([1, 0, 2], [0, 0, 1], [1, 2, 2]):
+        with pytest.raises(ValueError, match="its epochs are not 1, 2, 3 and so on"):
+            results.check_complete({**log, "rows": [log["rows"][i] for i in order]})
+    for name, value in ("test_accuracy", 5.1), ("train_accuracy", -0.1), ("test_accuracy", math.inf):
+        log["rows"][1][name], before = value, log["rows"][1][name]
+        with pytest.raises(ValueError, match="an accuracy is not between 0 and 1"):
+            results.check_complete(log)
+        log["rows"][1][name] = before
+    for more, words in (({"methods": ["np", "zz"]}, r"of methods \['np', 'zz'\] on cifar10"), ({"dataset": "foo"}, "of methods .* on foo")):
+        angles = angles_of("v1-figure1")
+        with pytest.raises(ValueError, match=words):
+            results.check_complete({**angles, "config": angles["config"] | more})
+    with pytest.raises(ValueError, match="without the environment's samples"):
+        results.check_complete({**angles_of("v1-figure1"), "environment": {}})
+    with pytest.raises(TypeError, match="epochs must be an int, got 'x'"):
+        results.check_complete(search_of("x"))
+
+
+def test_what_a_log_is_of_is_what_its_name_says():
+    training = log_of(config_of(epochs=1, seed=3), [1.0])
+    angles, on_gpu = angles_of("v1-figure1"), angles_of("v2-figure2", backend="cupy", limit_train=7)
+    for name, log in (("cifar10-fc1-np-s3", training), ("search-cifar10-fc1-bp-loss-mse-optimizer-sgd", search_of()),
+                      ("search-cifar10-fc1-bp-loss-mse-optimizer-sgd-epochs-1", search_of(1)), ("alignment-v1-figure1-cifar10", angles),
+                      ("alignment-v2-figure2-cifar10-limit-train-7-cupy", on_gpu)):
+        results.check_name(name, log)
+    for name, log in (("cifar10-fc1-np-s0", training), ("cifar10-fc1-bp-s3", training), ("copy", training),
+                      ("search-cifar10-fc1-np-loss-mse-optimizer-sgd", search_of()),
+                      ("search-cifar10-fc1-bp-loss-mse-optimizer-sgd-epochs-1", search_of()),
+                      ("search-cifar10-fc1-bp-loss-mse-optimizer-sgd", search_of(factor=1.1)),
+                      ("search-cifar10-fc1-bp-loss-mse-optimizer-sgd", search_of(start=1e-3)),
+                      ("alignment-v1-figure1-cifar10", angles_of("v1-figure1", repeats=1)),
+                      ("alignment-v1-figure1-cifar10", angles_of("v1-figure1", loss="cce")),
+                      ("alignment-v1-figure1-synthetic", angles), ("alignment-v1-figure6-cifar10", angles), ("alignment-mine", angles)):
+        with pytest.raises(ValueError, match="it is of something else than its name says .*: move it elsewhere"):
+            results.check_name(name, log)
+
+
+def test_a_recorded_log_of_another_name_is_left_out(tmp_path, capsys):
+    log = log_of(config_of(epochs=1), [10.0])
+    (tmp_path / "logs").mkdir()
+    for name in "cifar10-fc1-np-s0", "cifar10-fc1-np-s1":
+        results.write_text(tmp_path / f"logs/{name}.tsv", log)
+    assert list(results.gather(tmp_path, None)) == ["cifar10-fc1-np-s0"]
+    err = capsys.readouterr().err
+    assert err == (f"warning: left out: {tmp_path}/logs/cifar10-fc1-np-s1.tsv: it is of something else than its name says "
+                   "(cifar10-fc1-np-s0): move it elsewhere\n")
