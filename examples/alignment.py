@@ -180,7 +180,10 @@ def checked(config):
     for method in config["methods"]:
         for sigma2 in config["sigma2"]:
             measured_config(config, method, sigma2)
-        trained_config(config, method, 1)
+        try:
+            trained_config(config, method, 1)
+        except (ValueError, TypeError) as error:  # the same names are checked before, as what is measured
+            raise type(error)(f"train_{error}") from None
     return config
 
 

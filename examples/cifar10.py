@@ -19,7 +19,7 @@ from pathlib import Path
 from npref import METHODS, BackendUnavailable, datasets, get_backend
 from npref.backend import BACKENDS
 from npref.batches import INPUTS
-from npref.command_line import Parser, broken_pipe, folder, quoted
+from npref.command_line import Parser, broken_pipe, folder, in_words, quoted
 from npref.config import Config, default_lr
 from npref.functions import ACTIVATIONS, LOSSES
 from npref.network import ARCHITECTURES, DTYPES, INITS
@@ -153,10 +153,10 @@ def exit_code(work):
         print(f"error: {error}", file=sys.stderr)
         return 3
     except MemoryError as error:
-        print(f"error: out of memory ({' '.join(str(error).split())}): use a smaller --batch-size or --arch", file=sys.stderr)
+        print(f"error: out of memory ({' '.join(str(error).split())}): use a smaller --batch-size, --arch or --padding", file=sys.stderr)
         return 2
     except (ValueError, TypeError, OSError, BackendUnavailable) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 2
 
 

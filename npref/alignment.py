@@ -17,11 +17,14 @@ def angle(update, reference):
     """The angle between two updates of a layer, taken as vectors, in degrees: arrays of one shape -> 0-d float64 in [0, 180].
 
     2 arctan(‖u/‖u‖ - v/‖v‖‖ / ‖u/‖u‖ + v/‖v‖‖), which is as exact near 0 and 180 degrees as at 90; an arccos of the cosine
-    is so near 90 alone. 90 if either is zero: such an update goes neither down nor up. Raises ValueError for unequal shapes.
+    is so near 90 alone. 90 if either is zero: such an update goes neither down nor up. Raises ValueError for unequal shapes, TypeError
+    for what is no array of real numbers.
     """
+    xp = array_module(update, reference)
+    if any(a is None or a.dtype.kind not in "fiu" for a in (update, reference)):
+        raise TypeError(f"expected arrays of real numbers, got {', '.join(str(getattr(a, 'dtype', None)) for a in (update, reference))}")
     if update.shape != reference.shape:
         raise ValueError(f"an update and its reference must have one shape, got {update.shape} and {reference.shape}")
-    xp = array_module(update, reference)
     u, v = _unit(xp, update), _unit(xp, reference)
     minus, plus = xp.sqrt(xp.sum((u - v) ** 2)), xp.sqrt(xp.sum((u + v) ** 2))
     return xp.where(plus + minus == 0, 90.0, xp.arctan2(minus, plus) * (360 / pi))[()]  # a scalar, on NumPy

@@ -20,7 +20,18 @@ def folder(name):
     """A flag's folder. An empty name, as of a shell variable that is not set, would be the current one."""
     if not name:
         raise argparse.ArgumentTypeError("expected a folder, got an empty name; the current one is .")
+    try:
+        Path(name).is_dir()
+    except OSError as error:  # a name that is too long
+        raise argparse.ArgumentTypeError(f"expected a folder, got {name[:40]!r} and so on: {error.strerror}") from None
     return Path(name)
+
+
+def in_words(error):
+    """An exception in one line. What the system says of a file where a folder should be is said more clearly."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)) and error.errno:
+        return f"error: expected a folder, new or there, at {error.filename}, but there or above it is something else: name another"
+    return "error: " + " ".join(str(error).split())
 
 
 def quoted(path):

@@ -128,6 +128,8 @@ def check_slope(slope):
 
 
 def _check_targets(y, t):
+    if y is None or t is None:
+        raise TypeError(f"expected outputs and targets, got {'None' if y is None else 'no targets, None'}")
     xp = array_module(y, t)
     if t.ndim != 2 or y.shape[-2:] != t.shape:  # labels would be broadcast where there are as many samples as outputs
         raise ValueError(f"outputs must be (..., B, n_out) and targets (B, n_out), got {y.shape} and {t.shape}; "

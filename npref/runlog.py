@@ -103,8 +103,11 @@ def _write_head(file, config, environment, rows, status):
 
 def _read_head(file):
     table = file["epochs"][()] if "epochs" in file else []
-    return {"config": json.loads(file.attrs["config"]), "environment": json.loads(file.attrs["environment"]),
-            "status": file.attrs["status"], "rows": [{name: row[name].item() for name in table.dtype.names} for row in table]}
+    head = {name: json.loads(file.attrs[name]) for name in ("config", "environment")} | {"status": file.attrs["status"]}
+    for (name, value), kind in zip(head.items(), (dict, dict, str)):
+        if not isinstance(value, kind):
+            raise TypeError(f"its {name} is {value!r}")
+    return {**head, "rows": [{name: row[name].item() for name in table.dtype.names} for row in table]}
 
 
 def check_same_run(saved, config, data, folder, apart=("epochs",)):
@@ -226,8 +229,8 @@ def _opened(path):
     with h5py.File(io.BytesIO(raw), "r") as file:
         try:
             yield file
-        except KeyError as error:  # h5py's
-            raise ValueError(f"{path}: not all of a run file is in it ({error.args[0]}); start a new run, or use a copy of it") from error
+        except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:  # h5py's and json's
+            raise ValueError(f"{path}: what is in it is no run ({' '.join(str(error).split())}); start a new one, or use a copy") from error
 
 
 @contextmanager

@@ -232,11 +232,16 @@ def params_from(arrays, xp=np):
 def _resumed(config, data, path, xp):
     """The state and the environment in a checkpoint, once it is sure that it is of this very run. data: their digest."""
     saved = runlog.read_checkpoint(path)
-    runlog.check_same_run(saved, asdict(config), data, path.parent)
-    counters, arrays = saved["counters"], saved["arrays"]
-    params, adam = params_from(arrays, xp), None
-    if config.optimizer != "sgd":
-        count = range(len(learnable(params)))
-        adam = AdamState(*([xp.asarray(arrays[f"optimizer/{name}/{i}"]) for i in count] for name in ("m", "v")), t=counters["t"])
-    totals = {k.removeprefix("total_"): v for k, v in counters.items() if k.startswith("total_")}
-    return State(params, adam, counters["epoch"], counters["batch"], totals, saved["rows"]), saved["environment"]
+    try:
+        runlog.check_same_run(saved, asdict(config), data, path.parent)
+        counters, arrays = saved["counters"], saved["arrays"]
+        params, adam = params_from(arrays, xp), None
+        if config.optimizer != "sgd":
+            count = range(len(learnable(params)))
+            adam = AdamState(*([xp.asarray(arrays[f"optimizer/{name}/{i}"]) for i in count] for name in ("m", "v")), t=counters["t"])
+        totals = {name: counters[f"total_{name}"] for name in ("loss", "correct", "seen", "seconds")}
+        if len(saved["rows"]) != counters["epoch"]:
+            raise KeyError(f"row of each of {counters['epoch']} epochs")
+        return State(params, adam, counters["epoch"], counters["batch"], totals, saved["rows"]), saved["environment"]
+    except KeyError as error:
+        raise ValueError(f"{path}: a checkpoint without {error.args[0]}; start a new run, or use a copy of it") from error

@@ -265,3 +265,14 @@ def test_a_gradient_whose_square_float32_does_not_hold():
     spread = add_estimate(add_estimate(None, (g[0] * np.float32(1.5),)), (g[0] * np.float32(0.5),))
     split = bias_and_variance(spread, g)
     assert split.relative_variance == pytest.approx(0.5, rel=1e-6) and split.relative_bias2 == pytest.approx(-0.25, rel=1e-6)
+
+
+def test_only_real_arrays_have_an_angle():
+    u = np.ones(3)
+    for other in (u * 1j, u * (1 + 1j), u.astype(bool), np.array(["a"] * 3), None):
+        for pair in ((u, other), (other, u)):
+            with pytest.raises(TypeError, match="expected arrays of real numbers, got "):
+                angle(*pair)
+    with pytest.raises(TypeError, match="expected numpy.ndarray or cupy.ndarray arguments"):
+        angle([1.0], [1.0])
+    assert angle(np.ones(3, dtype=int), u) == 0

@@ -142,7 +142,12 @@ def test_runs_that_is_no_folder(run, target):
     open("file", "w").close()
     os.symlink(target, "runs")
     code, out, err = run("--method", "np")
-    assert code == 2 and "runs" in err and err.count("\n") == 1
+    assert code == 2 and err.startswith("error: expected a folder, new or there, at runs") and err.count("\n") == 1
+
+
+def test_a_name_that_is_too_long(run):
+    code, _, err = run("--out", "a" * 300)
+    assert code == 2 and "argument --out: expected a folder, got 'aaaa" in err and "File name too long" in err and err.count("\n") == 1
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(run):

@@ -192,3 +192,11 @@ def test_labels_are_no_targets_even_where_there_are_as_many_as_outputs():
 
 def test_a_label_that_is_none_has_no_one():
     assert fn.one_hot(np.array([1, 3, -1]), 3).tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_nothing_in_place_of_outputs_or_targets():
+    a = np.ones((2, 3))
+    for function in (lambda y, t: fn.loss("cce", y, t), lambda y, t: fn.loss_gradient("mse", y, t), fn.correct):
+        for y, t, words in ((None, a, "got None"), (a, None, "got no targets, None")):
+            with pytest.raises(TypeError, match=f"expected outputs and targets, {words}"):
+                function(y, t)

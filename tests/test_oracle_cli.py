@@ -91,6 +91,10 @@ def leaving(case):
     raise SystemExit(0)
 
 
+def skipping(case):
+    pytest.skip("not for me")
+
+
 def empty(case):
     return {}
 
@@ -160,6 +164,7 @@ def test_check_prints_a_table_and_tells_by_its_exit_code(capsys):
      "returned 'dW'; dW is a list of 2 arrays, one a layer"),
     (["check", SMALL, "--adapter", "test_oracle_cli:int_keys", "--cases", "hand/np"], "returned 0; expected x_star"),
     (["check", SMALL, "--adapter", "test_oracle_cli:leaving", "--cases", "hand/np"], "the adapter raised SystemExit: 0"),
+    (["check", SMALL, "--adapter", "test_oracle_cli:skipping", "--cases", "hand/np"], "the adapter raised Skipped: not for me ("),
     (["check", SMALL, "--adapter", "npref.oracle:self", "--convention", "keras"], "invalid choice: 'keras'"),
     (["check", "nowhere.h5", "--adapter", "npref.oracle:self"], "no file nowhere.h5"),
     (["check", __file__, "--adapter", "npref.oracle:self"], "got another kind of file"),

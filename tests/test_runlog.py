@@ -117,8 +117,13 @@ def test_a_file_without_all_that_a_run_file_has(tmp_path):
     with runlog._replacing(tmp_path / "log.h5") as file:
         file.attrs["config"], file.attrs["status"] = "{}", "running"
     for read in runlog.read_log, runlog.read_checkpoint:
-        with pytest.raises(ValueError, match=r"log.h5: not all of a run file is in it \(.*environment.*\); start a new run"):
+        with pytest.raises(ValueError, match=r"log.h5: what is in it is no run \(.*environment.*\); start a new one"):
             read(tmp_path / "log.h5")
+    for name, value in ("config", "[1]"), ("environment", "null"), ("config", "[" * 20000):
+        with runlog._replacing(tmp_path / "log.h5") as file:
+            file.attrs.update({"config": "{}", "environment": "{}", "status": "running", name: value})
+        with pytest.raises(ValueError, match="log.h5: what is in it is no run"):
+            runlog.read_log(tmp_path / "log.h5")
 
 
 def test_source_revision(monkeypatch, tmp_path):

@@ -496,3 +496,16 @@ def test_real_cifar10(cifar10_dir):
     data = datasets.load_cifar10(cifar10_dir).limited(2000, 500)
     rows = list(train(Config(method="dbp", arch="fc1", dataset="cifar10", epochs=3, batch_size=500), data))
     assert rows[-1]["test_accuracy"] > 0.22
+
+
+def test_a_checkpoint_without_all_that_a_run_needs_is_refused(tmp_path):
+    config, data = Config(**SMALL | {"epochs": 1}), small_data()
+    list(train(config, data, tmp_path))
+    saved = runlog.read_checkpoint(tmp_path / "checkpoint.h5")
+    for part, name in (("arrays", "optimizer/m/0"), ("arrays", "params/W/0"), ("counters", "t"), ("counters", "batch"),
+                       ("counters", "total_loss"), ("environment", "data"), ("rows", 0)):
+        spoilt = {**saved, part: [] if part == "rows" else {k: v for k, v in saved[part].items() if k != name}}
+        runlog.write_checkpoint(tmp_path / "checkpoint.h5", *(spoilt[k] for k in ("config", "environment", "rows", "arrays", "counters")))
+        words = "params/W/0" if name == "params/W/0" else f"a checkpoint without {name or 'row of each of 1 epochs'}"
+        with pytest.raises(ValueError, match=words):
+            train(replace(config, epochs=2), data, tmp_path, resume=True)

@@ -6,7 +6,7 @@ import zipfile
 from functools import partial
 
 from npref import datasets
-from npref.command_line import Parser, broken_pipe, folder
+from npref.command_line import Parser, broken_pipe, folder, in_words
 
 
 def parse(arguments):
@@ -42,7 +42,7 @@ def main(arguments=None):
     except BrokenPipeError:
         return broken_pipe()
     except (OSError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"error: out of memory ({' '.join(str(error).split())}): {args.name} is held in memory as a whole", file=sys.stderr)

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import Counter
 
-from ..command_line import Parser, broken_pipe
+from ..command_line import Parser, broken_pipe, in_words
 from .cases import ARRAYS
 from .checker import DTYPES, CannotRun, check, load_adapter
 from .conventions import CONVENTIONS
@@ -48,7 +48,7 @@ def main(arguments=None):
     except BrokenPipeError:
         return broken_pipe()
     except (CannotRun, ValueError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 2
 
 

@@ -154,9 +154,9 @@ def _stage(outputs):
 def _call(adapter, case):
     try:
         return adapter(case.cast(case.dtype))  # a copy: it may change the arrays in place
-    except NotImplementedError:
+    except (NotImplementedError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # as SystemExit is, and what pytest.skip raises
         raise CannotRun(f"{case.name} in {case.dtype}: the adapter raised {_where(error)}") from error
 
 
