@@ -81,6 +81,18 @@ def test_where_it_looks(binary, monkeypatch, tmp_path):
     assert datasets.search_path("here") == [Path("here")]
     monkeypatch.chdir(binary)
     assert datasets.find(binary.name, ".") == Path(".")  # the folder itself, whatever it is called here
+    for place, target in (("a", binary.name), ("b", "elsewhere")):  # a link, to a folder of that name or another
+        (tmp_path / place / "data").mkdir(parents=True)
+        there = tmp_path / place / target
+        there.symlink_to(binary)
+        (tmp_path / place / "data" / binary.name).symlink_to(there)
+        assert datasets.find(binary.name, tmp_path / place / "data") == tmp_path / place / "data" / binary.name
+    assert datasets.find(binary.name, tmp_path / "b/elsewhere") == tmp_path / "b/elsewhere"
+    moved = (tmp_path / "moved").resolve()
+    moved.mkdir()
+    (tmp_path / binary.name).symlink_to(moved)
+    assert datasets.find(binary.name, tmp_path) == datasets.find(binary.name, tmp_path / binary.name) == tmp_path / binary.name
+    assert datasets.find(binary.name, moved) is None
 
 
 def test_the_default_folder_is_the_checkouts_or_here(monkeypatch, tmp_path):

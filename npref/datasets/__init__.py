@@ -109,11 +109,10 @@ def default_dir():
 
 
 def find(name, data_dir=None):
-    """The first place on the search path that holds the folder `name` (or is it), or the file `name`; or None."""
+    """The first place on the search path that holds the folder or file `name`, or a link to one, or is that folder; or None."""
     for place in search_path(data_dir):
-        for candidate in (place / name, place):
-            if candidate.is_dir() and candidate.resolve().name == name:
-                return candidate
-        if (place / name).is_file():
+        if (place / name).exists():
             return place / name
+        if place.is_dir() and name in (place.name, place.resolve().name):
+            return place
     return None
