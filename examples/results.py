@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from alignment import DEFAULTS, parse
+import alignment
 from cifar10 import flags
 from lr_search import best as best_rate
 from lr_search import ended, next_rate
@@ -64,39 +64,50 @@ def config_of(log):
     return Config(**{name: value for name, value in log["config"].items() if name in Config.__dataclass_fields__} | {"lr": 1.0})
 
 
-def check_name(name, log):
-    """Raise ValueError unless a folder or file of this name is where this log belongs: what it is of is looked up by its name."""
-    if kind_of(log) == "alignment":
-        recipe, words = alignment_recipe(name), [log["config"]["dataset"]]
-        words += [f"limit-train-{log['config']['limit_train']}"] if log["config"]["limit_train"] else []
-        words += [log["config"]["backend"]] if log["config"].get("backend", "numpy") != "numpy" else []
-        asked = {**DEFAULTS, **parse([*RECIPES[recipe].alignment])[1]} if recipe else {}
-        apart = ("dataset", "limit_train", "backend")
-        belongs = recipe and name == f"alignment-{'-'.join([recipe, *words])}" and all(
-            {**DEFAULTS, **log["config"]}[key] == value for key, value in asked.items() if key not in apart)
-        where = "the folder of the recipe's own measurement"
-    elif kind_of(log) == "search":
-        where = f"search-{run_name(config_of(log), lr=False, seed=False)}"
-        starts = {cell.search for recipe in RECIPES.values() for cell in recipe.cells if matches(cell, config_of(log))}
-        belongs = (name in (where, f"{where}-epochs-{log['config']['epochs']}") and log["config"]["factor"] == 2
-                   and log["config"].get("start") in starts)
-    else:
-        where = run_name(config_of(log))
-        belongs = name == where
-    if not belongs:
-        raise ValueError(f"it is of something else than its name says ({where}): move it elsewhere")
-
-
-def alignment_recipe(name):
-    """The recipe whose measurement a folder of this name has, or None."""
-    return next((recipe for recipe in RECIPES if RECIPES[recipe].alignment and name.startswith(f"alignment-{recipe}-")), None)
-
-
 def kind_of(log):
     """"train", "search" or "alignment"."""
     if "start" in log["config"]:
         return "search"
     return "train" if "lr" in log["config"] else "alignment"
+
+
+def check_name(name, log):
+    """Raise ValueError unless a folder of this name is where this log belongs: `reproduce.py run` looks up what it needs by name."""
+    kind, config = kind_of(log), log["config"]
+    if kind == "train":
+        names = [run_name(config_of(log))]
+    elif kind == "search":
+        whole = f"search-{run_name(config_of(log), lr=False, seed=False)}"
+        names = [whole, f"{whole}-epochs-{config['epochs']}"]
+        how = config.get("start"), config["factor"], config.get("seeds", [0])
+        if name in names and not any(cell.search is not None and how[0] <= cell.search and how[1:] == (2, [*range(recipe.search_seeds)])
+                                     for recipe in RECIPES.values() for cell in recipe.cells if matches(cell, config_of(log))):
+            raise ValueError(f"it is not the recipe's search, but one from {how[0]:g} on by a factor {how[1]:g} with seeds {how[2]}: "
+                             "move it elsewhere")
+    else:
+        words = [config["dataset"], *([f"limit-train-{config['limit_train']}"] if config["limit_train"] else []),
+                 *([config["backend"]] if config.get("backend", "numpy") != "numpy" else [])]
+        names = [f"alignment-{'-'.join([recipe, *words])}" for recipe in RECIPES if is_measurement(config, recipe)]
+    if name not in names:
+        belongs = " or ".join(names) or "to no recipe"
+        raise ValueError(f"it is of something else than its name says ({belongs}): rename it, or move it elsewhere")
+
+
+def named(name, log):
+    """The name that a log goes by: a training run's own, or this one, if it is true."""
+    if kind_of(log) == "train":
+        return run_name(config_of(log))
+    check_name(name, log)
+    return name
+
+
+def is_measurement(config, recipe):
+    """Whether angles of this configuration are the recipe's measurement: on any data and backend, with bias and variance or without."""
+    if not RECIPES[recipe].alignment or alignment_name(recipe) != recipe:
+        return False
+    asked = {**alignment.DEFAULTS, **alignment.parse([*RECIPES[recipe].alignment])[1]}
+    return all({**alignment.DEFAULTS, **config}[key] == value for key, value in asked.items()
+               if key not in ("dataset", "limit_train", "backend", "split"))
 
 
 def write_text(path, log):
@@ -167,15 +178,15 @@ def check_complete(log):
 def gather(results, runs):
     """{name: log} of the recorded results and of this checkout's own runs; of two of one name, the one with more rows.
 
-    A log of a run that cannot be read is left out, with a warning; so is one beside the log that its folder is named for.
+    A training run has the name that its configuration makes, whatever its folder is called. A log of a run that cannot be read is left
+    out, with a warning; so is one beside the log that its folder is named for, and a search or measurement that is not what its name says.
     """
     logs = {path.stem: read_text(path) for path in sorted(Path(results).glob("logs/[!.]*.tsv"))} if results else {}
     for name, log in list(logs.items()):
         try:
-            check_name(name, log)
+            logs[named(name, log)] = logs.pop(name)
         except ValueError as error:
             print(f"warning: left out: {Path(results) / 'logs' / name}.tsv: {error}", file=sys.stderr)
-            del logs[name]
     for path in sorted(Path(runs).glob("*/*.h5")) if runs else []:
         if path.name == "checkpoint.h5":
             continue
@@ -186,7 +197,7 @@ def gather(results, runs):
             if path.name != of_folder and path.with_name(of_folder).exists():
                 raise ValueError(f"the folder is {of_folder}'s; move this one to a folder of its own")
             check_complete(log)
-            check_name(name, log)
+            name = named(name, log)
         except (ValueError, TypeError, OSError) as error:
             print(f"warning: left out: {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
             continue

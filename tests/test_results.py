@@ -403,21 +403,31 @@ def test_what_a_log_is_of_is_what_its_name_says():
     for name, log in (("cifar10-fc1-np-s0", training), ("cifar10-fc1-bp-s3", training), ("copy", training),
                       ("search-cifar10-fc1-np-loss-mse-optimizer-sgd", search_of()),
                       ("search-cifar10-fc1-bp-loss-mse-optimizer-sgd-epochs-1", search_of()),
-                      ("search-cifar10-fc1-bp-loss-mse-optimizer-sgd", search_of(factor=1.1)),
-                      ("search-cifar10-fc1-bp-loss-mse-optimizer-sgd", search_of(start=1e-3)),
                       ("alignment-v1-figure1-cifar10", angles_of("v1-figure1", repeats=1)),
                       ("alignment-v1-figure1-cifar10", angles_of("v1-figure1", loss="cce")),
                       ("alignment-v1-figure1-synthetic", angles), ("alignment-v1-figure6-cifar10", angles), ("alignment-mine", angles)):
-        with pytest.raises(ValueError, match="it is of something else than its name says .*: move it elsewhere"):
+        with pytest.raises(ValueError, match="it is of something else than its name says .*: rename it, or move it elsewhere"):
             results.check_name(name, log)
+    name = "search-cifar10-fc1-bp-loss-mse-optimizer-sgd"
+    results.check_name(name, search_of(start=1e-7))  # which has tried the recipe's rates, too
+    results.check_name("alignment-v1-figure1-cifar10", angles_of("v1-figure1", split=True))
+    for more, words in (({"factor": 1.1}, "1e-06 on by a factor 1.1 with seeds .0."), ({"start": 1e-3}, "0.001 on by a factor 2 "),
+                        ({"seeds": [0, 1]}, r"with seeds \[0, 1\]")):
+        with pytest.raises(ValueError, match=f"it is not the recipe's search, but one from .*{words}"):
+            results.check_name(name, search_of(**more))
 
 
-def test_a_recorded_log_of_another_name_is_left_out(tmp_path, capsys):
-    log = log_of(config_of(epochs=1), [10.0])
+def test_a_training_run_goes_by_its_own_name(tmp_path, capsys):
+    """Recorded or not, and whatever its folder is called; a search or measurement must be what its name says."""
+    log, other = log_of(config_of(epochs=1), [10.0]), log_of(config_of(epochs=1, seed=1), [20.0])
     (tmp_path / "logs").mkdir()
-    for name in "cifar10-fc1-np-s0", "cifar10-fc1-np-s1":
-        results.write_text(tmp_path / f"logs/{name}.tsv", log)
-    assert list(results.gather(tmp_path, None)) == ["cifar10-fc1-np-s0"]
-    err = capsys.readouterr().err
-    assert err == (f"warning: left out: {tmp_path}/logs/cifar10-fc1-np-s1.tsv: it is of something else than its name says "
-                   "(cifar10-fc1-np-s0): move it elsewhere\n")
+    results.write_text(tmp_path / "logs/copy.tsv", log)
+    results.write_text(tmp_path / "logs/search-copy.tsv", search_of())
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    write_log(tmp_path / "runs/mine/log.h5", other["config"], other["environment"], other["rows"], other["status"])
+    assert {name: log["rows"][0]["test_accuracy"] for name, log in results.gather(tmp_path, tmp_path / "runs").items()} == {
+        "cifar10-fc1-np-s0": 0.1, "cifar10-fc1-np-s1": 0.2}
+    assert capsys.readouterr().err == (
+        f"warning: left out: {tmp_path}/logs/search-copy.tsv: it is of something else than its name says "
+        "(search-cifar10-fc1-bp-loss-mse-optimizer-sgd or search-cifar10-fc1-bp-loss-mse-optimizer-sgd-epochs-2): rename it, "
+        "or move it elsewhere\n")
