@@ -2,14 +2,15 @@
 
 `train` is this loop and a log; it may be written anew for a network of one's own, or for a rule (an `Update` goes to `apply_update`):
 
-    state = initial_state(config, network)
+    state, moments = initial_state(config, network), input_moments(data, config.inputs)  # prepare, targets: npref.batches, too
+    x_train, y_train = data.x_train, data.y_train
     n, B = len(x_train), min(config.batch_size, len(x_train))
     batches = -(-n // B)
     for epoch in range(config.epochs):  # both count from 0 here, and from 1 in a log
         order = noise.permutation(config.seed, epoch, n)
         for i in range(batches):
             chosen = order[i * B : (i + 1) * B]
-            x, t = prepare(x_train[chosen], config.dtype), targets(y_train[chosen], network.units[-1], config.dtype)
+            x, t = prepare(x_train[chosen], config.dtype, moments), targets(y_train[chosen], network.units[-1], config.dtype)
             update, (loss, right) = training_step(config, network, state, x, t, step=epoch * batches + i)
 """
 

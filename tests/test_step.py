@@ -8,7 +8,7 @@ from reference import assert_close
 from test_train import small_data
 
 from npref import METHODS, anp_update, forward, loss, noise, one_hot, step
-from npref.batches import prepare, targets
+from npref.batches import input_moments, prepare, targets
 from npref.config import Config
 from npref.functions import LOSSES, loss_gradient
 from npref.step import _outcome, compute_update, initial_state, training_step
@@ -116,14 +116,14 @@ def test_an_overflowing_sum_of_finite_numbers_is_not_divergence():
             _outcome(config, state, replace(update, dW=big), one_hot(data.y_train, 10), 0)()
 
 
-@pytest.mark.parametrize("method, arch", [("np", "fc1"), ("danp", "fc3")])
-def test_the_loop_in_the_docstring_is_what_training_does(method, arch):
-    data, config = small_data(), Config(method=method, arch=arch, dataset="synthetic", batch_size=17, epochs=2, samples=2)
-    rows = list(train(config, data))
-    x_train, y_train, network = data.x_train, data.y_train, config.network((3, 10, 10), 10)
-    names = {**vars(step), "config": config, "network": network, "x_train": x_train, "y_train": y_train, "prepare": prepare,
-             "targets": targets, "seen": []}
-    loop = textwrap.dedent(re.search(r"^( {4}state = .*\n)( {4}.*\n)+", step.__doc__, re.M)[0])
+@pytest.mark.parametrize("method, arch, inputs", [("np", "fc1", "unit"), ("danp", "fc3", "standard")])
+def test_the_loop_in_the_docstring_is_what_training_does(method, arch, inputs):
+    config = Config(method=method, arch=arch, dataset="synthetic", batch_size=17, epochs=2, samples=2, inputs=inputs)
+    data, network = small_data(), config.network((3, 10, 10), 10)
+    x_train, rows = data.x_train, list(train(config, data))
+    names = {**vars(step), "config": config, "network": network, "data": data, "prepare": prepare, "targets": targets,
+             "input_moments": input_moments, "seen": []}
+    loop = textwrap.dedent(re.search(r"^( {4}state, moments = .*\n)( {4}.*\n)+", step.__doc__, re.M)[0])
     exec(loop + "        seen.append((epoch, loss, right))\n", names)
     for epoch, row in enumerate(rows):
         loss, right = (sum(values) for values in list(zip(*(s for s in names["seen"] if s[0] == epoch)))[1:])

@@ -9,7 +9,7 @@ import pytest
 from reference import assert_close
 
 from npref import METHODS, datasets, equations, forward, loss, mean_squared_correlation, noise, one_hot, runlog
-from npref.batches import prepare
+from npref.batches import input_moments, prepare
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.decorrelation import OvershootWarning
@@ -232,13 +232,16 @@ def test_data_that_are_none(tmp_path):
             train(config, small_data(), tmp_path)
 
 
-def test_a_checkpoint_tells_what_its_network_is(tmp_path):
+@pytest.mark.parametrize("more", [{}, {"inputs": "standard", "loss": "mse"}])
+def test_a_checkpoint_tells_what_its_network_is(tmp_path, more):
     data = small_data()
-    row = list(train(Config(**SMALL | {"arch": "fc3", "method": "danp", "epochs": 1}), data, tmp_path))[-1]
+    row = list(train(Config(**SMALL | {"arch": "fc3", "method": "danp", "epochs": 1} | more), data, tmp_path))[-1]
     saved = runlog.read_checkpoint(tmp_path / "checkpoint.h5")
     network = Config(**saved["config"]).network(saved["environment"]["input_shape"], saved["environment"]["outputs"])
     params = params_from(saved["arrays"])
-    assert evaluate(network, params, data.x_test, data.y_test) == (row["test_loss"], row["test_accuracy"])
+    loss, accuracy = evaluate(network, params, data.x_test, data.y_test, saved["config"]["loss"],
+                              input_moments(data, saved["config"]["inputs"]))
+    assert (loss, accuracy) == (row["test_loss"], row["test_accuracy"])
     with pytest.raises(ValueError, match="expected a checkpoint's arrays, params/W/0 and so on, got .*arrays, counters"):
         params_from(saved)
 
