@@ -153,7 +153,8 @@ def exit_code(work):
         print(f"error: {error}", file=sys.stderr)
         return 3
     except MemoryError as error:
-        print(f"error: out of memory ({' '.join(str(error).split())}): use a smaller --batch-size, --arch or --padding", file=sys.stderr)
+        print(f"error: out of memory ({' '.join(str(error).split())}): use a smaller --batch-size or --arch, or less padding",
+              file=sys.stderr)
         return 2
     except (ValueError, TypeError, OSError, BackendUnavailable) as error:
         print(in_words(error), file=sys.stderr)

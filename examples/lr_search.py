@@ -86,7 +86,7 @@ def best(rows):
 def doubt(rows):
     """What speaks against the best rate, or ""."""
     if len(rows) > 1 and len({row["train_loss"] for row in rows}) == 1:
-        return "; but all have one training loss, as it is measured before a step and there is one: take more epochs"
+        return "; but all have one training loss, so nothing tells them apart: take more epochs, or a larger --start"
     return "; it is the first, a smaller --start may find a better one" if best(rows) == rows[0]["lr"] else ""
 
 

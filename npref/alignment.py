@@ -116,7 +116,7 @@ def bias_and_variance(spread, reference):
 
 def _check_layers(dW, reference):
     for update in (dW, reference):
-        if not isinstance(update, (list, tuple)):
+        if not hasattr(update, "__len__"):
             raise TypeError(f"expected a list of arrays, one a layer, got {type(update).__name__}; an Update has them as update.dW")
     shapes = [[a.shape for a in update] for update in (dW, reference)]
     if shapes[0] != shapes[1]:

@@ -22,15 +22,16 @@ def folder(name):
         raise argparse.ArgumentTypeError("expected a folder, got an empty name; the current one is .")
     try:
         Path(name).is_dir()
-    except OSError as error:  # a name that is too long
-        raise argparse.ArgumentTypeError(f"expected a folder, got {name[:40]!r} and so on: {error.strerror}") from None
+    except OSError as error:  # a name that is too long, or in a folder that may not be read
+        shown = repr(name) if len(name) <= 40 else f"{name[:40]!r} and so on"
+        raise argparse.ArgumentTypeError(f"expected a folder, got {shown}: {error.strerror}") from None
     return Path(name)
 
 
 def in_words(error):
     """An exception in one line. What the system says of a file where a folder should be is said more clearly."""
-    if isinstance(error, (FileExistsError, NotADirectoryError)) and error.errno:
-        return f"error: expected a folder, new or there, at {error.filename}, but there or above it is something else: name another"
+    if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
+        return f"error: {error.filename}: it, or what is above it, is a file where a folder is needed: name another"
     return "error: " + " ".join(str(error).split())
 
 

@@ -26,7 +26,7 @@ def forward_pass(x0, W, R, b, f, eps=None, unfold=None):
     """Eq. 2 and Algorithm 1: the clean pass, or with `eps` the noisy one. Returns lists x* (L), a (L) and x (L + 1).
 
     unfold[l] lays x_l out as the columns that W[l] multiplies; without it x_l is used as it is. For a convolution whose input of shape
-    (C, H, W) is held as (C, H * W) that is lambda x: layers.unfold(conv, x.reshape(1, C, H, W)).T, for images after it flattened ones.
+    (C, H, W) is held as (C, H * W) that is lambda x: layers.unfold(conv, x.reshape(1, C, H, W)).T.
     """
     x_star, a, x = [], [], [x0]
     for l in range(len(W)):

@@ -33,9 +33,10 @@ class Network:
 
     def __post_init__(self):
         for name, such_as in (("input_shape", "(3, 32, 32) or (21,)"), ("layers", "(Dense(10),)")):
-            if not isinstance(getattr(self, name), (tuple, list)):
-                raise TypeError(f"{name} must be a tuple such as {such_as}, got {getattr(self, name)!r}")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            try:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+            except TypeError:
+                raise TypeError(f"{name} must be a tuple such as {such_as}, got {getattr(self, name)!r}") from None
         if not self.layers:
             raise ValueError("a network needs at least one layer, got an empty list")
         if not self.input_shape or any(not isinstance(n, int) or n < 1 for n in self.input_shape):

@@ -12,7 +12,6 @@ position, channels innermost, and the array is handed out as (C, H, W).
 
 from functools import lru_cache, partial
 from math import pi, prod
-from numbers import Real
 
 import numpy as np
 
@@ -136,7 +135,11 @@ def _check_words(seed, stream, counter, blocks):
     block, sample, layer, step = counter
     for name, number in (("seed", seed), ("stream", stream), ("the first block", block), ("the last block", block + max(blocks, 1) - 1),
                          ("a noise sample", sample), ("layer", layer), ("step", step)):
-        if not isinstance(number, Real) or not 0 <= number < 2**64 or int(number) != number:
+        try:
+            whole = 0 <= number < 2**64 and int(number) == number
+        except TypeError:
+            whole = False
+        if not whole:
             raise ValueError(f"{name} must be a whole number in [0, 2^64), got {number}")
 
 

@@ -40,7 +40,7 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         W ← W - η m̂ / (√v̂ + ε),       m̂ = m / (1 - β₁ᵗ),  v̂ = v / (1 - β₂ᵗ)        Algorithm 1, the default
         W ← W - η_t m / (√v + ε̂),     η_t = η √(1 - β₂ᵗ) / (1 - β₁ᵗ)                eps_hat=True, as Keras computes it
 
-    The second's ε̂ does what ε / √(1 - β₂ᵗ), a larger one at first, would do in the first. ε = 0 makes NaN of a weight whose updates have
+    The second's ε̂ does what ε̂ / √(1 - β₂ᵗ), a larger one at first, would do in the first. ε = 0 makes NaN of a weight whose updates have
     all been 0. Raises ValueError or TypeError for arrays or numbers that do not fit; then nothing has changed.
     """
     xp = _check(parameters, updates, state.m, state.v)
@@ -117,7 +117,7 @@ def _check(parameters, *others):
 def _module_of_all(*groups):
     """The array module of lists of arrays. Raises TypeError for what is none."""
     for group in groups:
-        if not isinstance(group, (list, tuple)):
+        if not hasattr(group, "__len__"):
             raise TypeError(f"expected a list of arrays, got {type(group).__name__}")
     if any(a is None for group in groups for a in group):
         raise TypeError("expected arrays, got None: leave out biases that a layer does not have")

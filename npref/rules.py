@@ -162,7 +162,7 @@ def _chain(activation, slope, g, a):
 
 
 def _baseline_pass(network, params, x, t, loss, baseline):
-    if baseline is not None:
+    if baseline is not None:  # to call it by its name; to `forward` it is noise
         check_noise(network, x, baseline, name="baseline")
     trace = forward(network, params, x, baseline, sparing=True)
     return trace, loss_of(loss, trace.y, t)

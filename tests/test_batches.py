@@ -51,7 +51,7 @@ def test_a_channel_that_never_changes():
     for value in (7.0, 0.1, -1 / 3):
         data.x_train[:, 1] = value
         x = prepare(data.x_train, "float64", input_moments(data, "standard"))
-        assert np.abs(x[:, 1]).max() < 1e-15 and np.isfinite(x).all()
+        assert np.abs(x[:, 1]).max() <= (0 if value == 7 else 1e-15) and np.isfinite(x).all()
 
 
 def test_unit_and_raw():

@@ -142,7 +142,7 @@ def test_runs_that_is_no_folder(run, target):
     open("file", "w").close()
     os.symlink(target, "runs")
     code, out, err = run("--method", "np")
-    assert code == 2 and err.startswith("error: expected a folder, new or there, at runs") and err.count("\n") == 1
+    assert code == 2 and err.startswith("error: runs: it, or what is above it, is a file where a folder") and err.count("\n") == 1
 
 
 def test_a_name_that_is_too_long(run):

@@ -256,6 +256,10 @@ def test_messages_say_what_was_expected_and_what_came(make, words):
         make(network, random_params(rng, network), *random_batch(rng, network, 2))
 
 
+def test_layers_and_shapes_may_come_in_any_sequence():
+    assert Network([3], (Dense(n) for n in (4, 2))) == Network((3,), [Dense(4), Dense(2)])
+
+
 @pytest.mark.parametrize("init", ["he", "glorot", "uniform"])
 def test_layers_of_one_shape_begin_with_other_weights(init):
     W = init_params(Network((6,), (Dense(6), Dense(6), Dense(6))), init=init).W
