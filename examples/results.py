@@ -181,12 +181,22 @@ def gather(results, runs):
     A training run has the name that its configuration makes, whatever its folder is called. A log of a run that cannot be read is left
     out, with a warning; so is one beside the log that its folder is named for, and a search or measurement that is not what its name says.
     """
-    logs = {path.stem: read_text(path) for path in sorted(Path(results).glob("logs/[!.]*.tsv"))} if results else {}
-    for name, log in list(logs.items()):
+    logs = {}
+
+    def add(name, log):
+        name = named(name, log)
+        if len(log["rows"]) >= len(logs.get(name, {"rows": ()})["rows"]):
+            logs[name] = log
+
+    def leave_out(path, error):
+        print(f"warning: left out: {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
+
+    for path in sorted(Path(results).glob("logs/[!.]*.tsv")) if results else []:
+        log = read_text(path)
         try:
-            logs[named(name, log)] = logs.pop(name)
+            add(path.stem, log)
         except ValueError as error:
-            print(f"warning: left out: {Path(results) / 'logs' / name}.tsv: {error}", file=sys.stderr)
+            leave_out(path, error)
     for path in sorted(Path(runs).glob("*/*.h5")) if runs else []:
         if path.name == "checkpoint.h5":
             continue
@@ -197,12 +207,9 @@ def gather(results, runs):
             if path.name != of_folder and path.with_name(of_folder).exists():
                 raise ValueError(f"the folder is {of_folder}'s; move this one to a folder of its own")
             check_complete(log)
-            name = named(name, log)
+            add(name, log)
         except (ValueError, TypeError, OSError) as error:
-            print(f"warning: left out: {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
-            continue
-        if len(log["rows"]) >= len(logs.get(name, {"rows": ()})["rows"]):
-            logs[name] = log
+            leave_out(path, error)
     return logs
 
 

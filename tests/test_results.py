@@ -422,6 +422,8 @@ def test_a_training_run_goes_by_its_own_name(tmp_path, capsys):
     log, other = log_of(config_of(epochs=1), [10.0]), log_of(config_of(epochs=1, seed=1), [20.0])
     (tmp_path / "logs").mkdir()
     results.write_text(tmp_path / "logs/copy.tsv", log)
+    for name in "a", "d":  # of the same run, and shorter
+        results.write_text(tmp_path / f"logs/{name}.tsv", {**log, "rows": [], "status": "interrupted"})
     results.write_text(tmp_path / "logs/search-copy.tsv", search_of())
     (tmp_path / "runs/mine").mkdir(parents=True)
     write_log(tmp_path / "runs/mine/log.h5", other["config"], other["environment"], other["rows"], other["status"])
