@@ -17,7 +17,7 @@ def angle(update, reference):
     """The angle between two updates of a layer, taken as vectors, in degrees: arrays of one shape -> 0-d float64 in [0, 180].
 
     2 arctan(‖u/‖u‖ - v/‖v‖‖ / ‖u/‖u‖ + v/‖v‖‖), which is as exact near 0 and 180 degrees as at 90; an arccos of the cosine
-    is so near 90 alone. 90 if either is zero: such an update goes neither down nor up. Raises ValueError for unequal shapes, TypeError
+    is exact near 90 only. 90 if either is zero: such an update goes neither down nor up. Raises ValueError for unequal shapes, TypeError
     for what is no array of real numbers.
     """
     xp = array_module(update, reference)
