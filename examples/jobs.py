@@ -12,7 +12,18 @@ from pathlib import Path
 from cifar10 import flags
 from lr_search import best
 from recipes import RECIPES
-from results import alignment_name, cell_config, check_complete, check_name, kind_of, run_name, value, without_backend
+from results import (
+    alignment_name,
+    cell_config,
+    check_complete,
+    check_name,
+    kind_of,
+    measurement_name,
+    run_name,
+    search_name,
+    value,
+    without_backend,
+)
 
 from npref.execution import cores
 from npref.runlog import locked, read_log
@@ -97,8 +108,7 @@ def search_config(cell, name, data, args):
     whole = RECIPES[name].search_epochs
     config = cell_config(cell, data[cell.dataset], lr=cell.search, epochs=min(whole, args.epochs or whole), backend=args.backend,
                          limit_train=args.limit_train)
-    shorter = f"-epochs-{config.epochs}" if config.epochs < whole else ""
-    return config, args.runs / f"search-{run_name(config, lr=False, seed=False)}{shorter}"
+    return config, args.runs / search_name(config, config.epochs < whole)
 
 
 def training_jobs(name, data, args, failed, results):
@@ -132,9 +142,7 @@ def training_jobs(name, data, args, failed, results):
 def alignment_jobs(name, data, args):
     recipe = RECIPES[name]
     if recipe.alignment:
-        words = [alignment_name(name), data["cifar10"], *([f"limit-train-{args.limit_train}"] if args.limit_train else []),
-                 *([args.backend] if args.backend != "numpy" else [])]
-        folder = args.runs / f"alignment-{'-'.join(words)}"
+        folder = args.runs / measurement_name(alignment_name(name), data["cifar10"], args.limit_train, args.backend)
         limit = ("--limit-train", str(args.limit_train)) if args.limit_train else ()
         yield Job("alignment.py", (*recipe.alignment, "--dataset", data["cifar10"], "--backend", args.backend, *limit, "--out", str(folder),
                                    "--no-plot", *place(data["cifar10"], args)), folder, "alignment.h5")

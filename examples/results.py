@@ -52,6 +52,17 @@ def run_name(config, *, seed=True, lr=True):
     return "-".join([*words, *([f"s{config.seed}"] if seed else [])])
 
 
+def search_name(config, shorter=False):
+    """A folder's name for a search with this configuration, of its own if it tries rates for fewer epochs than the recipe's."""
+    return f"search-{run_name(config, lr=False, seed=False)}" + (f"-epochs-{config.epochs}" if shorter else "")
+
+
+def measurement_name(recipe, dataset, limit_train, backend):
+    """A folder's name for the recipe's measurement of angles."""
+    return "-".join(["alignment", recipe, dataset, *([f"limit-train-{limit_train}"] if limit_train else []),
+                     *([backend] if backend != "numpy" else [])])
+
+
 def without_backend(name):
     """A folder's name without its backend's: the same for one run on NumPy and on CuPy."""
     return "-".join(word for word in name.split("-") if word not in BACKENDS)
@@ -77,17 +88,15 @@ def check_name(name, log):
     if kind == "train":
         names = [run_name(config_of(log))]
     elif kind == "search":
-        whole = f"search-{run_name(config_of(log), lr=False, seed=False)}"
-        names = [whole, f"{whole}-epochs-{config['epochs']}"]
+        names = [search_name(config_of(log)), search_name(config_of(log), shorter=True)]
         how = config.get("start"), config["factor"], config.get("seeds", [0])
         if name in names and not any(cell.search is not None and how[0] <= cell.search and how[1:] == (2, [*range(recipe.search_seeds)])
                                      for recipe in RECIPES.values() for cell in recipe.cells if matches(cell, config_of(log))):
             raise ValueError(f"it is not the recipe's search, but one from {how[0]:g} on by a factor {how[1]:g} with seeds {how[2]}: "
                              "move it elsewhere")
     else:
-        words = [config["dataset"], *([f"limit-train-{config['limit_train']}"] if config["limit_train"] else []),
-                 *([config["backend"]] if config.get("backend", "numpy") != "numpy" else [])]
-        names = [f"alignment-{'-'.join([recipe, *words])}" for recipe in RECIPES if is_measurement(config, recipe)]
+        names = [measurement_name(recipe, config["dataset"], config["limit_train"], config.get("backend", "numpy"))
+                 for recipe in RECIPES if is_measurement(config, recipe)]
     if name not in names:
         belongs = " or ".join(names) or "to no recipe"
         raise ValueError(f"it is of something else than its name says ({belongs}): rename it, or move it elsewhere")
