@@ -51,8 +51,8 @@ def cells(arch, figures, dataset="cifar10", **more):
 
 
 def variants(cells, methods, *options):
-    """The cells of these methods with other options, of which each is a list of pairs."""
-    return tuple(replace(c, options=tuple(option)) for c in cells if c.method in methods for option in options)
+    """The cells of these methods with further options, of which each is a list of pairs."""
+    return tuple(replace(c, options=(*c.options, *option)) for c in cells if c.method in methods for option in options)
 
 
 # v2, Table 3: peak accuracies on CIFAR-10, % (train, test). CCE, Adam, Table 2's rates, but a tenth of them on fc6 and fc9, where they do
@@ -126,6 +126,8 @@ WHY_DEEP = (*variants(FC6 + FC9, DECORRELATED, [AS_PRINTED]),
 AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options if option[0] != "decor_lr")) for c in TINY
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
 WHY_TINY = AT_PAPERS_ALPHA + variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT])
+WHY_V1 = (*variants(V1_FC1 + V1_FC3, [c.method for c in V1_FC3], [STANDARD, UNIFORM]),
+          *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]))
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
@@ -174,6 +176,8 @@ RECIPES["why-deep"] = Recipe("Table 3's six and nine hidden layers at Table 2's 
                              "not in the paper", FC6 + FC9 + WHY_DEEP, epochs=25, seeds=1)
 RECIPES["why-tiny"] = Recipe("Table 4 at the paper's α = 1e-3, with He's weights, and DANP with Glorot's", "not in the paper",
                              WHY_TINY, seeds=1)
+RECIPES["why-v1"] = Recipe("v1's Table 3 with other readings of the text: pixels, initial weights", "not in the paper", WHY_V1, epochs=200,
+                           seeds=1)
 
 NOT_RUN = {
     "v2-figure1": "an illustration: see npref/equations.py", "v1-figure5": "an illustration: see npref/equations.py",
