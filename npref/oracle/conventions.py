@@ -34,7 +34,7 @@ class Convention:
 
 
 CONVENTIONS = {
-    "paper": Convention("v2 of the paper, gaps read as README says"),
+    "paper": Convention("v2 of the paper, gaps read as README's \"What the text leaves open\" says"),
     "danp_open_source": Convention(
         "SanderDalm/DANP_open_source, TensorFlow: δL and δa are clean - noisy, W and what has its shape are (n_in, n_out), "
         "mse is averaged over outputs, adam is Keras's (ε-hat); dense layers only",
