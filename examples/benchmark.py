@@ -31,11 +31,11 @@ from npref.backend import BACKENDS
 from npref.batches import prepare
 from npref.command_line import Parser
 from npref.config import Config
-from npref.decorrelation import decorrelation_step, moment_is_cheaper, spares_x_star
+from npref.decorrelation import decorrelation_step, moment_is_cheaper
 from npref.execution import cores, keep_freed_memory, samples_budget
 from npref.functions import one_hot
 from npref.layers import Conv, unfold, weight_shape
-from npref.network import ARCHITECTURES, DTYPES
+from npref.network import ARCHITECTURES, DTYPES, spares_x_star
 from npref.noise import KINDS, draw
 from npref.optim import adam_step
 from npref.rules import group_size

@@ -39,7 +39,7 @@ FLAGS = {
     "dtype": (DTYPES, "of weights, activities and noise; losses are always float64"),
     "epochs": (int, "passes over the training set"),
     "batch_size": (int, "samples in a mini-batch"),
-    "lr": (float, "learning rate of the weights; by default the paper's Table 2 for method and architecture, where it has one (fc6, fc9: a tenth)"),
+    "lr": (float, "learning rate of the weights; by default Table 2's for method and architecture, where it has one (on fc6, fc9 a tenth)"),
     "decor_lr": (float, "learning rate alpha of the decorrelation matrices R"),
     "sigma2": (float, "variance of the noise"),
     "samples": (int, "noise samples K per update"),

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from npref import init_params, split_method
-from npref.decorrelation import decorrelation_step, moment_is_cheaper, spares_x_star
+from npref.decorrelation import decorrelation_step, moment_is_cheaper
 from npref.layers import Conv
+from npref.network import spares_x_star
 from npref.noise import draw
 from npref.step import compute_update
 

@@ -92,10 +92,10 @@ def add_estimate(spread, dW):
 
     which needs no earlier estimate, and no difference of large squares. Raises ValueError for unequal shapes.
     """
+    _check_layers(dW, dW if spread is None else spread.mean)
     xp = array_module(*dW)
     if spread is None:
         return Spread(1, tuple(u.astype("float64") for u in dW), xp.zeros(len(dW)))
-    _check_layers(dW, spread.mean)
     R, d = spread.count + 1, [u - mean for u, mean in zip(dW, spread.mean)]
     return Spread(R, tuple(mean + d_l / R for mean, d_l in zip(spread.mean, d)), spread.squares + (R - 1) / R * _norm2(xp, d))
 

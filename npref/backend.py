@@ -66,7 +66,7 @@ def _module_of(types):
         if issubclass(t, (np.ma.MaskedArray, np.matrix)):
             raise TypeError(f"expected a plain array, got numpy.{t.__name__}: use its filled(value), or numpy.asarray")
     kinds = {t.__module__.partition(".")[0]: t for t in types}
-    if kinds.keys() == {"numpy"}:
+    if kinds.keys() == {"numpy"} and all(issubclass(t, (np.ndarray, np.generic)) for t in types):
         return np
     if kinds.keys() == {"cupy"}:
         return sys.modules["cupy"]

@@ -13,7 +13,7 @@ def input_moments(data, how="auto"):
 
     how: "standard" per channel of images (C, 1, 1), of [0, 1] pixels, or per feature (D,); "unit" and "raw" need none, "auto" is
     the data set's own (`Dataset.inputs`). A channel or feature that never changes is shifted only. Raises ValueError for "unit"
-    where inputs are no pixels.
+    where inputs are no pixels, for "raw" where they are, and for another name.
     """
     how = resolved(data, how)
     if how != "standard":
@@ -43,15 +43,15 @@ def prepare(x, dtype, moments=None):
     """uint8 pixels as [0, 1] in `dtype`; other arrays are cast and not scaled. With moments (mean, std): standardised."""
     xp = array_module(x)
     if moments is None:
-        return xp.divide(x, 255, dtype=dtype) if x.dtype.kind == "u" else x.astype(dtype)
+        return xp.divide(x, 255, dtype=dtype) if x.dtype == "uint8" else x.astype(dtype)
     mean, std = (xp.asarray(m * _unit(x)) for m in moments)  # in the units of x
-    wide = dtype if x.dtype.kind == "u" else x.dtype  # subtract before rounding: features may be large, their spread small
+    wide = dtype if x.dtype == "uint8" else x.dtype  # subtract before rounding: features may be large, their spread small
     return xp.subtract(x, mean.astype(wide), dtype=wide).astype(dtype, copy=False) / std.astype(dtype)
 
 
 def _unit(x):
     """What counts as 1: the largest pixel value, or 1 for other numbers."""
-    return 255 if x.dtype.kind == "u" else 1
+    return 255 if x.dtype == "uint8" else 1
 
 
 def targets(y, classes, dtype):

@@ -1,14 +1,14 @@
 """A run's configuration, checked when it is made, and the paper's learning rates."""
 
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 from .backend import BACKENDS
 from .batches import INPUTS
-from .functions import ACTIVATIONS, LOSSES, check_slope
+from .functions import ACTIVATIONS, LOSSES, check_slope, finite
 from .network import ARCHITECTURES, DTYPES, INITS, architecture
 from .noise import KINDS
-from .optim import OPTIMIZERS, finite
+from .optim import OPTIMIZERS
 from .rules import ANP_NORMS, split_method
 
 # Adam's learning rates, v2 Table 2. Its empty cells are gone from the text; rows with fewer rates than columns are placed by where Tables 3
@@ -82,8 +82,9 @@ class Config:
             value = getattr(self, name)
             if value is None and name.startswith("limit"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool) or not isinstance(value, Integral):
                 raise TypeError(f"{name} must be an int, got {value!r}")
+            object.__setattr__(self, name, int(value))
             below = 64 if name == "seed" else 63
             if not least <= value < 2**below:
                 raise ValueError(f"{name} must be at least {least} and below 2^{below}, got {value}")
@@ -122,7 +123,7 @@ class Config:
         ):
             value = getattr(self, name)
             for applies, reason in conditions:
-                if not applies and value != type(self).__dataclass_fields__[name].default:
+                if not applies and value != getattr(Config, name):
                     raise ValueError(f"{name}={value} has no effect: {reason}; leave it out")
         if rule == "bp" and self.activation in ("step", "sign"):
             raise ValueError(f"{self.method} needs a derivative, which the {self.activation} activation does not have: "

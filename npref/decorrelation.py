@@ -6,7 +6,7 @@ import numpy as np
 
 from .backend import array_module
 from .execution import column_squares, elementwise
-from .optim import finite
+from .functions import finite
 
 STRIP = 1024  # rows of R that one product changes on a CPU
 
@@ -45,7 +45,8 @@ def _change(R, squares, product, rate):
 
 
 def decorrelation_step(Rs, trace, alpha):
-    """`update_decorrelation` of every R, in place. Rs: one a layer, None is passed over; trace: an update's, with these R.
+    """`update_decorrelation` of every R, in place. Rs: one a layer, None is passed over (so that without any this does nothing); trace: an
+    update's, with these R.
 
     Where that has left x* out, the moment is taken from x: Σ x* x*ᵀ = R (Σ x xᵀ) Rᵀ. That rounds as x does before R: in float32 and on
     images, its elements to some 1e-4 of the largest. Raises as `update_decorrelation`, and ValueError for another number of layers.
@@ -69,14 +70,13 @@ def decorrelation_step(Rs, trace, alpha):
 
 def _change_by_moment(R, moment, rate):
     """R ← R - rate (moment - diag) R, in place."""
-    diagonal = moment.reshape(-1)[:: len(moment) + 1]
-    elementwise(array_module(R), _change, (R, diagonal[:, None], moment @ R), (rate,))
+    elementwise(array_module(R), _change, (R, moment.diagonal()[:, None], moment @ R), (rate,))
 
 
 def _check(R, rows):
     """The array module of R and of x* (or x), if they fit."""
     if R is None:
-        raise TypeError("R is None: this layer's input is not decorrelated")
+        raise TypeError("R is None: this layer's input is not decorrelated, or R is what update_decorrelation returned, which is nothing")
     if rows is None:
         raise TypeError("x_star is None, as a rule leaves it out of a layer with many rows: use decorrelation_step(params.R, trace, alpha)")
     xp = array_module(R, rows)
@@ -99,15 +99,6 @@ def _check_rows(x):
     if x.dtype.kind != "f" or x.dtype.itemsize < 4:
         raise TypeError(f"expected inputs in float32 or wider, got {x.dtype}")
     return xp
-
-
-def spares_x_star(M, n_out, n):
-    """Whether a decorrelated method's step costs less without x* of a layer's M rows: a convolution has many.
-
-    The M n² multiply-adds of x* = R x then go to A = W R, to (Σ error xᵀ) Rᵀ = Σ error x*ᵀ and to R ⟨x xᵀ⟩ Rᵀ = ⟨x* x*ᵀ⟩,
-    2 n_out n² + 2 n³ at most: noisy and backward passes may need A anyway.
-    """
-    return M > 2 * (n_out + n)
 
 
 def moment_is_cheaper(M, n):
@@ -164,7 +155,7 @@ def mean_squared_correlation(x_star):
     x_star = x_star / xp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
     if n <= M:
         gram = x_star.T @ x_star  # (n, n)
-        length2 = gram.reshape(-1)[:: n + 1]  # its diagonal
+        length2 = gram.diagonal()
         length = xp.sqrt(xp.where(length2 > 0, length2, 1))
         c = gram / length[:, None] / length
         c.reshape(-1)[:: n + 1] = 0  # ones, that would round away what is left

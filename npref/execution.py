@@ -71,7 +71,7 @@ def in_blocks(xp: ModuleType, function, n: int, width: int = 1) -> None:
 def elementwise(xp: ModuleType, function, arrays, numbers=(), constants=()) -> None:
     """function(*constants, *arrays, *numbers), which writes to arrays element by element: on a CPU by `in_blocks`, on a GPU `fused`.
 
-    A block is a range of the last axis but one, which all arrays share; one may be None.
+    A block is a range of the last axis but one, which all arrays share; any but the first may be None.
     """
     function = fused(xp, function, *constants)
     if xp is not np:
@@ -102,9 +102,10 @@ def weighted_sum(xp: ModuleType, weights, a, total=None):
     """Σ_k weights[k, b] a[k, b, :], added to `total` if that is given: (k, B), (k, B, n) -> (B, n)."""
     if xp is not np:  # CuPy's own einsum makes a batch of tiny matrix products
         summed = _sum_on_gpu(xp, 0, weights[..., None], a)
-        if total is not None:
-            total += summed
-        return summed if total is None else total
+        if total is None:
+            return summed
+        total += summed
+        return total
     out = np.empty(a.shape[1:], dtype=a.dtype) if total is None else total
 
     def fill(blocks):

@@ -4,6 +4,8 @@ Every function is one text for NumPy and CuPy, keeps the dtype of its array (los
 complex arrays on NumPy, so that derivatives can be judged by complex steps.
 """
 
+from math import inf, isfinite
+
 from .backend import array_module
 from .execution import fused
 
@@ -102,7 +104,7 @@ def one_hot(labels, classes, dtype="float32"):
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be (B,) ints, got {labels.shape} of {labels.dtype}")
     if classes != int(classes):
-        raise ValueError(f"classes must be a whole number, got {classes}")
+        raise ValueError(f"classes must be a whole number, got {classes!r}")
     return (labels[:, None] == xp.arange(classes)[None, :]).astype(dtype)
 
 
@@ -127,13 +129,29 @@ def check_slope(slope):
         raise ValueError(f"slope must be in [0, 1), got {slope}")
 
 
+def finite(name, number):
+    """The number as Python's float, because a NumPy number would promote what it multiplies. Raises ValueError if it is not finite,
+    TypeError if it is no number."""
+    try:
+        if isinstance(number, (str, bytes)):
+            raise TypeError
+        number = float(number)
+    except OverflowError:  # an integer beyond floating-point numbers
+        number = inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {number!r}") from None
+    if not isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
+
+
 def _check_targets(y, t):
     if y is None or t is None:
         raise TypeError(f"expected outputs and targets, got {'None' if y is None else 'no targets, None'}")
     xp = array_module(y, t)
     if t.ndim != 2 or y.shape[-2:] != t.shape:  # labels would be broadcast where there are as many samples as outputs
-        raise ValueError(f"outputs must be (..., B, n_out) and targets (B, n_out), got {y.shape} and {t.shape}; "
-                         "turn labels into one-hot rows with npref.one_hot")
+        raise ValueError(f"outputs must be (..., B, n_out) and targets (B, n_out), got {y.shape} and {t.shape}"
+                         + ("; turn labels into one-hot rows with npref.one_hot" if y.ndim > 1 else ""))
     return xp
 
 

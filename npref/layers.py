@@ -3,7 +3,7 @@
 A layer unfolds its input into rows (Dense: one row a sample; Conv: one im2col patch a position), multiplies the rows by
 a matrix, and folds the result back. Everything between `unfold` and `fold` is the same matrix code for both.
 
-Letters in shape comments: B samples, C channels, H W image, (kh, kw) kernel, P positions of a convolution's output
+Letters in shape comments: B samples, C channels, (kh, kw) kernel, H W a convolution's output and H_in W_in its input, P = H W positions
 (Dense: 1), n_in row length, n_out units a row. A layer has N_l = P * n_out units.
 """
 
@@ -107,7 +107,7 @@ def unfold(layer, x):
     xp, C = array_module(x), x.shape[1]
     (kh, kw), (sh, sw) = layer.kernel, layer.stride
     _, H, W = output_shape(layer, x.shape[1:])
-    image = _pad(xp, x.transpose(0, 2, 3, 1), layer.padding)  # (B, H_in, W_in, C)
+    image = _pad(xp, x.transpose(0, 2, 3, 1), layer.padding)  # (B, H_in + 2 ph, W_in + 2 pw, C)
     if xp is not np:  # one copy, for launches are what costs there
         b, r, s, c = image.strides
         windows = xp.lib.stride_tricks.as_strided(image, (len(x), H, W, C, kh, kw), (b, r * sh, s * sw, c, r, s))
@@ -162,9 +162,9 @@ def _pad(xp, image, padding):
     ph, pw = padding
     if ph == pw == 0:
         return image
-    B, H, W, C = image.shape
-    padded = xp.zeros((B, H + 2 * ph, W + 2 * pw, C), dtype=image.dtype)
-    padded[:, ph : ph + H, pw : pw + W] = image
+    B, H_in, W_in, C = image.shape
+    padded = xp.zeros((B, H_in + 2 * ph, W_in + 2 * pw, C), dtype=image.dtype)
+    padded[:, ph : ph + H_in, pw : pw + W_in] = image
     return padded
 
 

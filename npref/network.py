@@ -9,15 +9,15 @@ Letters: B batch, P positions (1 for Dense), n_in and n_out as in layers.py, N_l
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod, sqrt
+from numbers import Integral
 
 import numpy as np
 
-from . import noise
 from .backend import array_module
-from .decorrelation import spares_x_star
 from .execution import elementwise
 from .functions import activate
 from .layers import Conv, Dense, Layer, fold, output_shape, to_rows, unfold, weight_shape
+from .noise import WEIGHTS, draw, uniforms
 
 DTYPES = ("float32", "float64")  # float16 would bury δL in rounding
 INITS = ("he", "glorot", "uniform")
@@ -39,8 +39,9 @@ class Network:
                 raise TypeError(f"{name} must be a tuple such as {such_as}, got {getattr(self, name)!r}") from None
         if not self.layers:
             raise ValueError("a network needs at least one layer, got an empty list")
-        if not self.input_shape or any(not isinstance(n, int) or n < 1 for n in self.input_shape):
+        if not self.input_shape or any(not isinstance(n, Integral) or n < 1 for n in self.input_shape):
             raise ValueError(f"input_shape must be positive ints such as (3, 32, 32) or (21,), got {self.input_shape}")
+        object.__setattr__(self, "input_shape", tuple(map(int, self.input_shape)))  # NumPy's would overflow
         for layer in self.layers:
             if not isinstance(layer, (Dense, Conv)):
                 raise TypeError(f"a layer must be Dense or Conv, got {layer!r}")
@@ -77,11 +78,11 @@ class Params:
 class Trace:
     """What a forward pass leaves, per layer; see `forward`. A layer has x_star or, if that was left out, x_rows and A; the rest is None."""
 
-    x_star: list  # R x, (B*P, n_in)
-    x_rows: list  # x, unfolded, (B*P, n_in)
-    A: list  # W R, (n_out, n_in)
-    a: list  # (B*P, n_out), with the noise if there was any
-    x: list  # (B, *shape); the last is the network's output, (B, n_out)
+    x_star: list  # x*_0 ... x*_{L-1}, (B*P, n_in)
+    x_rows: list  # x_0 ... x_{L-1}, unfolded, (B*P, n_in)
+    A: list  # W_1 R_0 ... W_L R_{L-1}, (n_out, n_in)
+    a: list  # a_1 ... a_L, (B*P, n_out), with the noise if there was any
+    x: list  # x_1 ... x_L, (B, *shape); equations.forward_pass's begin with x_0
     drive: object  # a_1 before any noise
 
     @property
@@ -95,7 +96,7 @@ def forward(network, params, x, noise=None, *, sparing=False):
 
     For every layer  x* = R x,  a = W x* + b + eps,  x = f(a)   -- for rows of samples, the matrices act from the right.
 
-    sparing: where a step costs less without x* (`decorrelation.spares_x_star`), leave it out, and take a = A x with A = W R.
+    sparing: where a step costs less without x* (`spares_x_star`), leave it out, and take a = A x with A = W R.
 
     Raises ValueError for shapes that do not fit the network, TypeError for dtypes that differ, integers and float16 (complex numbers and
     longer floats are taken, by which derivatives and rounding are judged).
@@ -107,10 +108,16 @@ def forward(network, params, x, noise=None, *, sparing=False):
     for l, layer in enumerate(network.layers):
         x_l, W, R = unfold(layer, x), matrix(params.W[l]), params.R[l]  # (B*P, n_in)
         spare = sparing and R is not None and spares_x_star(len(x_l), *W.shape)
-        x_star.append(None if spare else x_l if R is None else x_l @ R.T)  # (B*P, n_in)
-        x_rows.append(x_l if spare else None)
-        A.append(W @ R if spare else None)  # (n_out, n_in)
-        a_l = x_l @ A[l].T if spare else x_star[l] @ W.T  # (B*P, n_out)
+        if spare:
+            x_star.append(None)
+            x_rows.append(x_l)
+            A.append(W @ R)  # (n_out, n_in)
+            a_l = x_l @ A[l].T  # (B*P, n_out)
+        else:
+            x_star.append(x_l if R is None else x_l @ R.T)  # (B*P, n_in)
+            x_rows.append(None)
+            A.append(None)
+            a_l = x_star[l] @ W.T  # (B*P, n_out)
         if params.b[l] is not None:
             a_l += params.b[l]
         if l == 0:
@@ -121,6 +128,15 @@ def forward(network, params, x, noise=None, *, sparing=False):
         x = fold(_activated(layer, a_l), network.shapes[l + 1])
         xs.append(x)
     return Trace(x_star, x_rows, A, a, xs, drive)
+
+
+def spares_x_star(M, n_out, n):
+    """Whether a decorrelated method's step costs less without x* of a layer's M rows: a convolution has many.
+
+    The M n² multiply-adds of x* = R x then go to A = W R, to (Σ error xᵀ) Rᵀ = Σ error x*ᵀ and to R ⟨x xᵀ⟩ Rᵀ = ⟨x* x*ᵀ⟩,
+    2 n_out n² + 2 n³ at most: noisy and backward passes may need A anyway.
+    """
+    return M > 2 * (n_out + n)
 
 
 def _activated(layer, a):
@@ -167,6 +183,9 @@ def check_batch(network, params, x, t):
 def _check_fits(network, params, x):
     if not isinstance(network, Network) or not isinstance(params, Params):
         raise TypeError(f"expected a Network and its Params, got {type(network).__name__} and {type(params).__name__}")
+    for name in "WbR":
+        if not isinstance(getattr(params, name), (list, tuple)):
+            raise TypeError(f"params.{name} must have one entry a layer, None where a layer has none, got {getattr(params, name)!r}")
     if any(a is None for a in (x, *params.W)):
         raise TypeError("x and every W must be arrays, got None")
     array_module(x, *params.W, *params.b, *params.R)
@@ -186,12 +205,13 @@ def _check_fits(network, params, x):
         n_in = prod(expected[1:])
         if params.R[l] is not None and params.R[l].shape != (n_in, n_in):
             raise ValueError(f"R of layer {l + 1}'s input must be {(n_in, n_in)}, got {params.R[l].shape}")
-    found = {p.dtype for p in (x, *params.W, *params.b, *params.R) if p is not None}
+    found = sorted({str(p.dtype) for p in (*params.W, *params.b, *params.R) if p is not None})
     if x.dtype.kind not in "fc" or x.dtype.itemsize < 4:
         remedy = "npref.batches.prepare(x, \"float32\"), which divides pixels by 255" if x.dtype == "uint8" else "x.astype(\"float32\")"
         raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use {remedy}")
-    if len(found) > 1:
-        raise TypeError(f"x and the parameters must share one dtype, got {', '.join(sorted(map(str, found)))}")
+    if found != [str(x.dtype)]:
+        raise TypeError(f"x and the parameters must share one dtype, got x in {x.dtype} and parameters in {', '.join(found)}: use "
+                        f"x.astype({found[0]!r}), or init_params(..., dtype={str(x.dtype)!r})")
 
 
 def check_noise(network, x, noise, group=False, name="noise"):
@@ -240,11 +260,11 @@ def init_params(network, *, init="he", seed=0, dtype="float32", decorrelate=Fals
         n_in, n_out = prod(shape[1:]), shape[0] * prod(shape[2:])
         match init:
             case "he":
-                w = noise.draw(np, "gaussian", (n_in,), sqrt(2 / n_in), seed=seed, step=0, layer=l, samples=range(1),
-                               rows=range(shape[0]), dtype="float64", stream=noise.WEIGHTS)
+                w = draw(np, "gaussian", (n_in,), sqrt(2 / n_in), seed=seed, step=0, layer=l, samples=range(1),
+                         rows=range(shape[0]), dtype="float64", stream=WEIGHTS)
             case "glorot" | "uniform":
                 bound = sqrt(6 / (n_in + n_out)) if init == "glorot" else 1 / sqrt(n_in)
-                w = (2 * noise.uniforms(seed, noise.WEIGHTS, l, prod(shape)) - 1) * bound
+                w = (2 * uniforms(seed, WEIGHTS, l, prod(shape)) - 1) * bound
             case _:
                 raise ValueError(f"unknown init {init!r}: expected one of {', '.join(INITS)}")
         W.append(xp.asarray(w.reshape(shape).astype(dtype)))

@@ -26,6 +26,7 @@ def words(xp, seed, stream, counter, blocks, samples=1):
     (on a CPU there is one): (samples * 4 * blocks,) of uint64."""
     _check_words(seed, stream, counter, blocks)
     if xp is np:
+        assert samples == 1
         whole = sum(int(c) << 64 * i for i, c in enumerate(counter))  # NumPy counts up before it makes a block, hence the - 1
         return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256).random_raw(4 * blocks)
     out = xp.empty(4 * blocks * samples, dtype=xp.uint64)
@@ -89,13 +90,12 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
                 _normals_on_gpu(xp, target, sigma, blocks, together, seed, stream, counter)
                 continue
             w = words(xp, seed, stream, counter, (part.stop - part.start) * blocks, together).reshape(len(target), -1)
-            whole = kind == "gaussian" and units == 2 * w.shape[1]  # the last block of a row may make more than its units
-            if kind == "gaussian":
-                numbers = normals(w, dtype, float(sigma), out=target if whole else None)
-            else:
-                numbers = xp.take(signs, w.view(xp.uint8), axis=0).reshape(len(w), -1)
-            if not whole:
-                target[...] = numbers[:, :units]
+            if kind == "rademacher":
+                target[...] = xp.take(signs, w.view(xp.uint8), axis=0).reshape(len(w), -1)[:, :units]
+            elif units == 2 * w.shape[1]:
+                normals(w, dtype, float(sigma), out=target)
+            else:  # the last block of a row makes more than its units
+                target[...] = normals(w, dtype, float(sigma))[:, :units]
 
     for k in range(0, len(samples), together):
         in_blocks(xp, partial(fill, k=k), len(rows), units)

@@ -1,12 +1,13 @@
 """SGD and Adam, in place on lists of arrays. An update ΔW is subtracted."""
 
 from dataclasses import dataclass
-from math import inf, isfinite, sqrt
+from math import sqrt
 
 import numpy as np
 
 from .backend import array_module
 from .execution import elementwise
+from .functions import finite
 
 OPTIMIZERS = ("adam", "adam-eps-hat", "sgd")
 
@@ -43,6 +44,8 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
     The second's ε̂ does what ε̂ / √(1 - β₂ᵗ), a larger one at first, would do in the first. ε = 0 makes NaN of a weight whose updates have
     all been 0. Raises ValueError or TypeError for arrays or numbers that do not fit; then nothing has changed.
     """
+    if not isinstance(state, AdamState):
+        raise TypeError(f"expected the AdamState of init_adam, got {type(state).__name__}")
     xp = _check(parameters, updates, state.m, state.v)
     lr, beta1, beta2, eps = (finite(name, number) for name, number in (("lr", lr), ("beta1", beta1), ("beta2", beta2), ("eps", eps)))
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
@@ -57,21 +60,8 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
     rate = lr * correction2 / correction1
     numbers = (beta1, 1 - beta1, beta2, 1 - beta2, eps, rate)
     for arrays in zip(parameters, _wide_enough(xp, parameters, updates), state.m, state.v):
+        # (n, 1): a CPU's blocks cut the last axis but one
         elementwise(xp, _adam, [a.reshape(-1, 1) for a in arrays] if xp is np else arrays, numbers)
-
-
-def finite(name, number):
-    """The number as Python's float, as a NumPy number would promote what it multiplies. Raises ValueError if it is not finite,
-    TypeError if it is none."""
-    try:
-        number = float(number)
-    except OverflowError:  # an integer beyond floating-point numbers
-        number = inf
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {number!r}") from None
-    if not isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}")
-    return number
 
 
 def _wide_enough(xp, parameters, updates):
@@ -118,7 +108,7 @@ def _module_of_all(*groups):
     """The array module of lists of arrays. Raises TypeError for what is none."""
     for group in groups:
         if not hasattr(group, "__len__"):
-            raise TypeError(f"expected a list of arrays, got {type(group).__name__}")
+            raise TypeError(f"expected a list of arrays, as npref.step.learnable makes of a Params, got {type(group).__name__}")
     if any(a is None for group in groups for a in group):
         raise TypeError("expected arrays, got None: leave out biases that a layer does not have")
     return array_module(*(a for group in groups for a in group))

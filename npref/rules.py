@@ -2,7 +2,7 @@
 
 Every rule has the form ΔW_l = mean over samples of (error_l) x*ᵀ_{l-1}, with x* the clean pass's; the rules differ in the
 error. An update has the gradient's sign: it is to be subtracted. The decorrelated forms are the same functions on
-parameters that have R. x (B, *input_shape) and t (B, n_out) are arrays of the parameters' dtype, and every rule returns an `Update`.
+parameters that have R. x (B, *input_shape) is of the parameters' dtype, t (B, n_out) of any real one, and every rule returns an `Update`.
 
 Noise comes in as arrays: `noise` is an iterable of groups, a group is one array per layer, (k, B, *shape of the layer's
 output), and the k of all groups add up to K. Pass `[eps]` for a single group. Groups only bound memory; their results add, up to
@@ -21,11 +21,10 @@ from math import prod
 
 from .backend import array_module
 from .execution import elementwise, fused, squares, weighted_sum
-from .functions import activate, derivative, loss_gradient
+from .functions import activate, derivative, finite, loss_gradient
 from .functions import loss as loss_of
 from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
 from .network import Trace, check_batch, check_noise, forward, matrix
-from .optim import finite
 
 ANP_NORMS = ("network", "layer")  # what Eq. 6 divides by: ‖δa‖² (v2), ‖δa_l‖² (v1's Eq. 6)
 METHODS = ("bp", "np", "inp", "anp", "dbp", "dnp", "dinp", "danp")
@@ -70,9 +69,10 @@ def bp_update(network, params, x, t, *, loss="cce"):
             W, R, A = matrix(params.W[l]), params.R[l], trace.A[l]
             if R is not None and A is None and len(g[l]) > len(W):
                 A = W @ R  # where there are more rows than units, as in `_multiplier`
-            rows = g[l] @ (W if A is None else A)  # (B*P, n_in)
-            if R is not None and A is None:
-                rows = rows @ R
+            if A is not None:
+                rows = g[l] @ A  # (B*P, n_in)
+            else:
+                rows = g[l] @ W if R is None else g[l] @ W @ R
             dL_dx = unfold_adjoint(layer, rows, network.shapes[l])
     return _update(params, trace, g, loss_of(loss, trace.y, t), [])
 
@@ -85,16 +85,17 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
     own ε_l. Raises as `network.check_batch` and `check_noise`, and ValueError for σ² ≤ 0.
     """
     xp = check_batch(network, params, x, t)
-    if finite("sigma2", sigma2) <= 0:
+    sigma2 = finite("sigma2", sigma2)
+    if sigma2 <= 0:
         raise ValueError(f"sigma2 must be positive and finite, got {sigma2}")
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
     errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params, trace.A)
     for eps in _checked(network, x, noise):
         y, _, _ = _noisy_pass(network, multiply, trace, eps)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
-        coefficient = (dL[-1] / (sigma2 * len(x))).astype(y.dtype)  # δL / σ² / B
+        coefficient = (dL[-1] / (sigma2 * len(x))).astype(y.dtype)  # δL / σ² / B, (k, B)
         for l, eps_l in enumerate(eps):
-            errors[l] = weighted_sum(xp, coefficient, eps_l, errors[l])
+            errors[l] = weighted_sum(xp, coefficient, eps_l, errors[l])  # (B, N_l)
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -111,7 +112,7 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
         dL.append(_layerwise_losses(network, multiply, trace, v, t, loss) - clean_loss)  # (k, L, B)
         for l, N_l in enumerate(network.units):
             coefficient = fused(xp, _quotient)(N_l / len(x), dL[-1][:, l], squares(xp, v[l]))  # N_l δL_l / ‖v_l‖² / B, (k, B)
-            errors[l] = weighted_sum(xp, coefficient, v[l], errors[l])
+            errors[l] = weighted_sum(xp, coefficient, v[l], errors[l])  # (B, N_l)
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -135,7 +136,7 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
         else:
             coefficient = [fused(xp, _quotient)(N / len(x), dL[-1], norm2_l) for norm2_l in norm2]
         for l, da_l in enumerate(da):
-            errors[l] = weighted_sum(xp, coefficient[l], da_l, errors[l])
+            errors[l] = weighted_sum(xp, coefficient[l], da_l, errors[l])  # (B, N_l)
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -199,23 +200,27 @@ def _layerwise_losses(network, multiply, trace, v, t, loss):
         under_way, new = a[: l * k], a[l * k :]
         if l > 0:
             multiply(l, _rows_of(network, l, x), out=under_way.reshape(-1, layer.n_out))
-            _perturb(xp, layer, under_way)
+            if layer.activation != "identity":
+                elementwise(xp, _activate, (under_way,), constants=(layer.activation, layer.slope))
         _perturb(xp, layer, new, v_l, trace.a[l].reshape(v_l.shape[1:]))
         x = a
     return loss_of(loss, x, t).reshape(len(v), k, -1).transpose(1, 0, 2)
 
 
-def _perturb(xp, layer, a_tilde, eps_l=None, product=None, x=None, minus=None):
+def _activate(activation, slope, a):
+    a[...] = activate(activation, a, slope)
+
+
+def _perturb(xp, layer, a_tilde, eps_l, product=None, x=None, minus=None):
     """ã ← product + ε and x ← f(ã), then ã ← ã - minus; ã, ε and x (k, B, N_l), product and minus (B, N_l).
 
-    No product: ã itself is the product. No ε: nothing is added. No x: f(ã) takes ã's place, and nothing is subtracted.
+    No product: ã itself is the product. No x: f(ã) takes ã's place, and nothing is subtracted.
     """
     elementwise(xp, _perturbation, (a_tilde, eps_l, x, product, minus), constants=(layer.activation, layer.slope))
 
 
 def _perturbation(activation, slope, a_tilde, eps, x, product, minus):
-    if eps is not None:
-        array_module(eps).add(a_tilde if product is None else product, eps, out=a_tilde)  # ã_l = W_l x̃*_{l-1} + ε_l
+    array_module(eps).add(a_tilde if product is None else product, eps, out=a_tilde)  # ã_l = W_l x̃*_{l-1} + ε_l
     if x is None:
         a_tilde[...] = activate(activation, a_tilde, slope)
     else:
@@ -273,17 +278,18 @@ def _quotient(factor, dL, *parts):
     NaN where ‖·‖² is beyond its dtype, for 0 would pass for an update. Fused, see execution.py."""
     xp, norm2 = array_module(dL), sum(parts[1:], parts[0])
     moved = norm2 > 0
-    return (factor * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1)) + (norm2 - norm2)).astype(norm2.dtype)
+    return (factor * (xp.where(moved, dL, 0) / xp.where(moved, norm2, 1)) + (norm2 - norm2)).astype(norm2.dtype)  # + 0, or NaN
 
 
 def _checked(network, x, noise):
     """The groups of noise, checked; every array laid out by sample, (k, B, N_l)."""
-    if not isinstance(noise, (list, tuple)) and hasattr(noise, "shape"):
-        raise TypeError("noise must be an iterable of groups, each one array per layer; pass [eps], not an array")
+    if not hasattr(noise, "__iter__") or hasattr(noise, "shape"):
+        raise TypeError(f"noise must be an iterable of groups, each one array per layer; pass [eps], not {type(noise).__name__}")
     count = 0
     for group in noise:
         check_noise(network, x, group, group=True)
         count += 1
-        yield [to_rows(eps_l.reshape(-1, *eps_l.shape[2:])).reshape(*eps_l.shape[:2], -1) for eps_l in group]
+        yield [to_rows(eps_l.reshape(-1, *eps_l.shape[2:])).reshape(*eps_l.shape[:2], -1)  # (k, B, C, H, W) -> (k*B*P, C) -> (k, B, N_l)
+               for eps_l in group]
     if count == 0:
         raise ValueError("noise has no group: a perturbation rule needs at least one noise sample")

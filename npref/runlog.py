@@ -97,8 +97,8 @@ def _write_head(file, config, environment, rows, status):
     file.attrs["environment"] = json.dumps(environment)
     file.attrs["status"] = status
     if rows:
-        fields = [(name, np.int64 if isinstance(value, int) else np.float64) for name, value in rows[0].items()]
-        file["epochs"] = np.array([tuple(row.values()) for row in rows], dtype=fields)
+        fields = [(name, np.int64 if all(isinstance(row[name], int) for row in rows) else np.float64) for name in rows[0]]
+        file["epochs"] = np.array([tuple(row[name] for name in rows[0]) for row in rows], dtype=fields)
 
 
 def _read_head(file):

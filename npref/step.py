@@ -7,6 +7,7 @@
     n, B = len(x_train), min(config.batch_size, len(x_train))
     batches = -(-n // B)
     for epoch in range(config.epochs):  # both count from 0 here, and from 1 in a log
+        state.epoch = epoch
         order = noise.permutation(config.seed, epoch, n)
         for i in range(batches):
             chosen = order[i * B : (i + 1) * B]
@@ -29,7 +30,8 @@ from .optim import adam_step, init_adam, sgd_step
 
 
 class Diverged(RuntimeError):
-    """A loss, an update or an R is no longer finite; the message names method, epoch, step and the first such quantity."""
+    """A loss, an update, an R or, at an epoch's end, a weight is no longer finite; the message names method, epoch, step and the first
+    such quantity."""
 
 
 @dataclass
@@ -92,7 +94,8 @@ def compute_update(config, network, params, x, t, step, samples=None):
 def training_step(config, network, state, x, t, step):
     """One mini-batch: update W, b and R in place. Returns the `Update` and (summed loss, number correct) as floats.
 
-    The one transfer to the host is a vector that also tells whether anything is no longer finite: then Diverged.
+    The one transfer to the host is a vector that also tells whether a loss, δL, an update or an R is no longer finite: then Diverged. (A
+    weight shows in the next step's loss.)
     """
     update, outcome = start_step(config, network, state, x, t, step)
     return update, outcome()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import EPS, assert_close
 
-from npref import bp_update, rules, split_method, to_host
+from npref import Update, bp_update, rules, split_method, to_host
 from npref.alignment import add_estimate, angle, angles, bias_and_variance, running_means
 from npref.config import Config
 from npref.step import compute_update
@@ -126,6 +126,8 @@ def test_a_split_needs_two_estimates_of_the_same_layers():
             bias_and_variance(spread, [np.ones(2)])
     with pytest.raises(ValueError, match="the same layers"):
         add_estimate(one, [np.ones(3)])
+    with pytest.raises(TypeError, match="expected a list of arrays, one a layer, got Update; an Update has them as update.dW"):
+        add_estimate(None, Update(None, None, None, None, None))
     with pytest.raises(ValueError, match="the same layers"):
         bias_and_variance(add_estimate(one, [np.ones(2)]), [np.ones((1, 2))])
 

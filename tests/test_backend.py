@@ -161,6 +161,13 @@ def test_arrays_that_compute_otherwise_are_refused():
             array_module(np.ones(2), a)
 
 
+def test_what_only_comes_from_numpy_is_no_array():
+    for other in np.random.default_rng(0), np.dtype("f4"):
+        with pytest.raises(TypeError, match="expected numpy.ndarray or cupy.ndarray arguments, got numpy"):
+            array_module(np.ones(2), other)
+    assert array_module(np.ones(2), np.float32(1)) is np  # a 0-d result
+
+
 def test_the_threads_of_openblas_are_told_not_to_spin_unless_the_user_says_otherwise():
     code = "import os, sys, npref; print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
     assert run_python(code) == ["4"] and run_python(code, OPENBLAS_THREAD_TIMEOUT="26") == ["26"]

@@ -57,7 +57,7 @@ def test_a_channel_that_never_changes():
 def test_unit_and_raw():
     assert input_moments(images()) is None and input_moments(features()) is None
     assert prepare(np.array([0, 51, 255], dtype=np.uint8), "float32").tolist() == [0.0, np.float32(0.2), 1.0]
-    assert prepare(np.array([2.5]), "float32").tolist() == [2.5]
+    assert prepare(np.array([2.5]), "float32").tolist() == [2.5] and prepare(np.array([510], dtype=np.uint16), "float32").tolist() == [510]
     assert input_moments(replace(images(), inputs="standard")) is not None  # auto is the data set's own
 
 

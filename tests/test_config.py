@@ -99,6 +99,12 @@ def test_flags_and_rates_of_another_type(options, words):
         Config(**options)
 
 
+def test_whole_numbers_are_pythons_ints():
+    config = Config(seed=np.int64(3), epochs=np.uint8(2), limit_test=np.int32(5))
+    assert (config.seed, config.epochs, config.limit_test) == (3, 2, 5) and config == Config(seed=3, epochs=2, limit_test=5)
+    assert all(type(value) is int for value in (config.seed, config.epochs, config.limit_test)) and config.limit_train is None
+
+
 def test_rates_are_pythons_floats():
     """A NumPy number would promote float32 arrays, and after a resume, from text, not any more."""
     config = Config(lr=np.float64(0.1), decor_lr=np.float32(0.25), sigma2=Fraction(1, 4), slope=0)

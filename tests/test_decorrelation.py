@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import assert_close, random_params
 
 from npref import Dense, Network, equations, forward, init_params, mean_squared_correlation, update_decorrelation
-from npref.decorrelation import OvershootWarning, decorrelation_step, moment_is_cheaper, overshoot_limit, spares_x_star, warn_of_overshoot
+from npref.decorrelation import OvershootWarning, decorrelation_step, moment_is_cheaper, overshoot_limit, warn_of_overshoot
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -58,13 +58,6 @@ def test_the_cheaper_form():
         assert moment_is_cheaper(M, n) and M * n**2 / 2 + n**3 <= 2 * M * n**2
     for M, n in ((1, 2), (10, 16), (1000, 3072)):
         assert not moment_is_cheaper(M, n) and M * n**2 / 2 + n**3 > 2 * M * n**2
-
-
-@pytest.mark.parametrize("n_out, n", [(1, 1), (16, 27), (64, 288), (1024, 3072)])
-def test_x_star_is_spared_where_that_is_cheaper(n_out, n):
-    """M n² against 2 n_out n² + 2 n³."""
-    equal = 2 * n_out + 2 * n
-    assert not spares_x_star(equal, n_out, n) and spares_x_star(equal + 1, n_out, n)
 
 
 def test_columns_of_a_convolution_count_as_samples():

@@ -156,6 +156,10 @@ def test_arrays_of_two_backends_are_refused(fake_cupy):
 def test_messages_name_the_choices_and_the_way_out():
     with pytest.raises(ValueError, match="expected one of cce, mse, mse-mean$"):
         fn.loss("hinge", A[None], A[None])
+    with pytest.raises(ValueError, match=r"got \(1, 3\) and \(1,\); turn labels into one-hot rows"):
+        fn.loss("mse", np.ones((1, 3)), np.ones(1))
+    with pytest.raises(ValueError, match=r"got \(3,\) and \(3,\)$"):
+        fn.loss("mse", np.ones(3), np.ones(3))
     with pytest.raises(ValueError, match="use np, inp, anp or .* another activation"):
         fn.derivative("step", A)
 
@@ -169,6 +173,8 @@ def test_integers_are_refused_where_they_would_round():
             function("leaky_relu", y)
     with pytest.raises(ValueError, match="classes must be a whole number, got 2.5"):
         fn.one_hot(np.array([0, 1]), 2.5)
+    with pytest.raises(ValueError, match="classes must be a whole number, got '3'"):
+        fn.one_hot(np.array([0, 1]), "3")
     with pytest.raises(TypeError, match="expected numpy.ndarray"):
         fn.loss("cce", [[1.0, 2.0]], t)
 

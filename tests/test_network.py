@@ -8,7 +8,7 @@ from reference import Literal, assert_close, random_batch, random_network, rando
 from scipy import stats
 
 from npref import Conv, Dense, Network, Params, architecture, bp_update, forward, init_params, noise, without_decorrelation
-from npref.network import ARCHITECTURES, check_batch
+from npref.network import ARCHITECTURES, check_batch, spares_x_star
 
 
 def drawn(seed, conv, noisy, B):
@@ -212,6 +212,11 @@ def test_initial_weights_have_their_own_numbers(init):
     assert [np.allclose(w, z, rtol=1e-14, atol=0) for z in drawn.values()] == [init == "he" and s == noise.WEIGHTS for s in drawn]
 
 
+def test_numpys_ints_make_a_network():
+    network = Network(tuple(np.array([3, 32, 32], dtype=np.uint8)), (Dense(np.int64(4)),))
+    assert network == Network((3, 32, 32), (Dense(4),)) and all(type(n) is int for n in network.input_shape)
+
+
 def test_architectures_take_their_options():
     for name in ARCHITECTURES:
         assert not any(q.bias for q in architecture(name).layers)
@@ -222,10 +227,12 @@ def test_architectures_take_their_options():
     (lambda n, p, x, t: forward(n, p, x[:, 1:]), r"x must be \(B >= 1, 2, 3\), got \(2, 1, 3\)"),
     (lambda n, p, x, t: forward(n, p, x.tolist()), "expected numpy.ndarray or cupy.ndarray arguments"),
     (lambda n, p, x, t: forward(Network((2, 3), n.layers[:1]), p, x), "one W, b and R .or None. for each of 1 layers, got 2, 2 and 2$"),
-    (lambda n, p, x, t: forward(n, p, x.astype("float32")), "share one dtype, got float32, float64$"),
+    (lambda n, p, x, t: forward(n, p, x.astype("float32")),
+     r"share one dtype, got x in float32 and parameters in float64: use x.astype\('float64'\), or init_params\(..., dtype='float32'\)$"),
     (lambda n, p, x, t: forward(n, p, x[:0]), r"x must be \(B >= 1, 2, 3\), got \(0, 2, 3\)"),
     (lambda n, p, x, t: forward(n, replace(p, W=(p.W[0], p.W[1][1:])), x), r"W of layer 2 must be \(5, 4\), got \(4, 4\)"),
-    (lambda n, p, x, t: forward(n, replace(p, W=(p.W[0], p.W[1].astype("float32"))), x), "share one dtype, got float32, float64$"),
+    (lambda n, p, x, t: forward(n, replace(p, W=(p.W[0], p.W[1].astype("float32"))), x),
+     "share one dtype, got x in float64 and parameters in float32, float64: "),
     (lambda n, p, x, t: forward(n, replace(p, R=(p.R[0], p.R[0])), x), r"R of layer 2's input must be \(4, 4\), got \(6, 6\)"),
     (lambda n, p, x, t: forward(n, replace(p, b=(None, t[0])), x), "layer 2 has bias=False, but its b is given"),
     (lambda n, p, x, t: forward(n, Params([a.astype(int) for a in p.W], (None, None), (None, None)), x.astype(int)),
@@ -238,7 +245,9 @@ def test_architectures_take_their_options():
     (lambda n, p, x, t: forward(n, p, x.astype("uint8")), r"got uint8: use npref.batches.prepare\(x, .float32.\), which divides"),
     (lambda n, p, x, t: check_batch(n, p, x[:, 1:], t), r"x must be \(B >= 1, 2, 3\), got \(2, 1, 3\)"),
     (lambda n, p, x, t: check_batch(n, p, x, t[:, 1:]), r"one target vector a sample, \(2, 5\), got \(2, 4\); turn labels into one-hot"),
-    (lambda n, p, x, t: check_batch(n, p, x.astype("float32"), t), "share one dtype, got float32, float64$"),
+    (lambda n, p, x, t: check_batch(n, p, x.astype("float32"), t), "share one dtype, got x in float32 and parameters in float64: "),
+    (lambda n, p, x, t: forward(n, replace(p, b=None), x), "params.b must have one entry a layer, None where a layer has none, got None"),
+    (lambda n, p, x, t: forward(n, replace(p, R=None), x), "params.R must have one entry a layer"),
     (lambda n, p, x, t: check_batch(n, p, x.astype("float16"), t), "must be float32 or float64, got float16"),
     (lambda n, p, x, t: init_params((2, 3)), "expected a Network, got tuple$"),
     (lambda n, p, x, t: init_params(n, dtype="foo"), "'foo'"),
@@ -264,3 +273,10 @@ def test_layers_and_shapes_may_come_in_any_sequence():
 def test_layers_of_one_shape_begin_with_other_weights(init):
     W = init_params(Network((6,), (Dense(6), Dense(6), Dense(6))), init=init).W
     assert not (W[0] == W[1]).any() and not (W[1] == W[2]).any() and not (W[0] == W[2]).any()
+
+
+@pytest.mark.parametrize("n_out, n", [(1, 1), (16, 27), (64, 288), (1024, 3072)])
+def test_x_star_is_spared_where_that_is_cheaper(n_out, n):
+    """M n² against 2 n_out n² + 2 n³."""
+    equal = 2 * n_out + 2 * n
+    assert not spares_x_star(equal, n_out, n) and spares_x_star(equal + 1, n_out, n)

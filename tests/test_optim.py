@@ -88,11 +88,14 @@ def test_numbers_that_cannot_be_are_refused_before_anything_changes():
                            (dict(lr=0.1, eps=-1e-7), "eps must not be negative, got -1e-07")):
         with pytest.raises(ValueError, match=words):
             adam_step(w, d, state, **numbers)
-    for lr in "x", None:
+    for lr in "x", "1e-3", None:
         with pytest.raises(TypeError, match=f"lr must be a number, got {lr!r}"):
             adam_step(w, d, state, lr)
-    with pytest.raises(TypeError, match="expected a list of arrays, got AdamState"):
+    with pytest.raises(TypeError, match="expected a list of arrays, as npref.step.learnable makes of a Params, got AdamState"):
         adam_step(state, d, state, 0.1)
+    for lr_and_state in (0.1, None), (0.1, 0.1):  # the other way round
+        with pytest.raises(TypeError, match="expected the AdamState of init_adam, got (NoneType|float)"):
+            adam_step(w, d, *reversed(lr_and_state))
     with pytest.raises(TypeError, match="got None: leave out biases"):
         init_adam([*w, None])
     with pytest.raises(ValueError, match="lr must be finite, got inf"):

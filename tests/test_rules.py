@@ -346,7 +346,10 @@ def test_messages_about_noise_say_what_was_expected():
     words = r"^noise of layer 1 must be \(k, 3, 2, 2, 2\), for k noise samples, got \(3, 2, 2, 2\); .* eps_l\[None\]$"
     with pytest.raises(ValueError, match=words):
         rules.anp_update(network, params, x, t, [[e[0] for e in eps]])
-    for sigma2 in None, "x":
+    for noise in None, eps[0], 3:
+        with pytest.raises(TypeError, match=rf"noise must be an iterable of groups, .* pass \[eps\], not {type(noise).__name__}$"):
+            rules.anp_update(network, params, x, t, noise)
+    for sigma2 in None, "x", "1e-6":
         with pytest.raises(TypeError, match=f"sigma2 must be a number, got {sigma2!r}"):
             rules.np_update(network, params, x, t, [eps], sigma2=sigma2)
     for baseline, words in ((True, "^baseline must be a list or tuple of arrays, got bool$"),

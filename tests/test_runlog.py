@@ -23,6 +23,9 @@ def test_log_round_trip(tmp_path):
     with h5py.File(tmp_path / "log.h5") as file:  # as anyone would read it
         assert file["epochs"]["test_accuracy"].tolist() == [0.125, 0.5]
         assert json.loads(file.attrs["config"])["lr"] == 0.1
+    for rows in [{"a": 1, "b": 2.5}, {"b": 3, "a": 4}], [{"a": 1, "b": 2}, {"a": 1.5, "b": 3}]:  # columns by name, as wide as need be
+        runlog.write_log(tmp_path / "log.h5", {}, {}, rows, "finished")
+        assert runlog.read_log(tmp_path / "log.h5")["rows"] == rows
     runlog.write_log(tmp_path / "log.h5", {}, {}, [], "finished")
     assert runlog.read_log(tmp_path / "log.h5")["rows"] == []
 
