@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cifar10 import flags
-from lr_search import best
+from lr_search import best, doubt
 from recipes import RECIPES
 from results import (
     alignment_name,
@@ -207,11 +207,13 @@ def work(jobs, args, stop, recorded):
                     failed.append(f"{job.folder.name}: {error}")
                     jobs.remove(job)
                     continue
-                if code == 2 and ("another process is writing" in (said := last_line(job))
+                if code == 2 and (locked(job.folder) or "another process is writing" in (said := last_line(job))
                                   or "holds a run already" in said and going_on(job)):  # another was a moment faster
                     waiting.append(job)
                     continue
-                ok = job.done() and (job.log == "log.h5" or code in (0, 3))  # a run killed as it ended need only complete its log
+                # A run killed as it ended need only complete its log; another process may have ended it, or gone on with it to more epochs.
+                ok = (job.log == "log.h5" and code == 0 and len(rows) >= job.epochs or job.done()
+                      and (job.log != "search.h5" or any(row["train_loss"] == row["train_loss"] for row in rows)))  # not NaN, diverged
                 if not ok:
                     failed.append(f"{job.folder.name}: exit code {code}: {last_line(job)}")
                 display.close()
@@ -219,8 +221,8 @@ def work(jobs, args, stop, recorded):
                       f"{display.left(waiting, running, args.jobs)}", flush=True)
             display.show(waiting, running, args.jobs)
             if stop():
-                raise Interrupted(f"stopped with {len(running) + len(waiting)} of {total} runs to go; all is saved, go on with the "
-                                  "same command")
+                raise Interrupted(f"stopped with {len(running) + len(waiting)} of {total} runs to go; what they have done is saved, go on "
+                                  "with the same command")
     finally:
         for process in running.values():
             process.send_signal(signal.SIGTERM)  # each saves itself after its step
@@ -266,7 +268,7 @@ def result(job, status, rows, ok):
     if status.startswith("diverged"):
         return status
     if job.log == "search.h5":
-        return f"learning rate {best(rows):g}"
+        return f"learning rate {best(rows):g}{doubt(rows)}"
     if job.log == "alignment.h5":
         return "measured"
     train, test = value({"rows": rows})

@@ -37,9 +37,10 @@ from npref.train import Diverged, Interrupted, train
 
 ROW = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 MOST = 60  # doublings: from 1e-7 to 1e11
+PATIENCE = 3  # rates in a row that are no better
 
 
-def search(config, data, start, *, seeds=(0,), factor=2.0, patience=3, most=MOST, rows=(), stop=None):
+def search(config, data, start, *, seeds=(0,), factor=2.0, patience=PATIENCE, most=MOST, rows=(), stop=None):
     """Try start, start*factor, ...: an iterator of one dict a rate (ROW's names), after those in `rows`, which are done already.
 
     It ends at the first rate that diverges, when `patience` rates in a row were no better than the best, or after `most` rates. What
@@ -97,7 +98,8 @@ def parse(arguments):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds that every rate is tried with (default: 0)")
     parser.add_argument("--start", type=float, default=1e-6, help="the first rate (default: 1e-6)")
     parser.add_argument("--factor", type=float, default=2.0, help="what a rate is multiplied by for the next (default: 2)")
-    parser.add_argument("--patience", type=int, default=3, help="end after so many rates in a row that are no better (default: 3)")
+    parser.add_argument("--patience", type=int, default=PATIENCE,
+                        help=f"end after so many rates in a row that are no better (default: {PATIENCE})")
     parser.add_argument("--most", type=int, default=MOST, help=f"end after so many rates (default: {MOST})")
     add_place_flags(parser, "search.h5 and picture; a search begun there goes on (default: a new one)", "the losses")
     args = parser.parse_args(arguments)

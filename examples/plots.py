@@ -95,14 +95,17 @@ def plot_searches(logs, path):
     places = list(dict.fromkeys((log["config"]["arch"], log["config"]["dataset"]) for log in logs.values()))
     figure = Figure(figsize=(4.5 * len(places), 3.6), layout="constrained")
     for axes, place in zip(figure.subplots(1, len(places), squeeze=False)[0], places):
-        for log in (log for log in logs.values() if (log["config"]["arch"], log["config"]["dataset"]) == place):
+        shown = [log for log in logs.values() if (log["config"]["arch"], log["config"]["dataset"]) == place]
+        for log in shown:
             rows = [row for row in log["rows"] if row["train_loss"] == row["train_loss"]]
             best = min(rows, key=lambda row: row["train_loss"])
             method = log["config"]["method"]
             style = line_style(method)
             axes.loglog([row["lr"] for row in rows], [row["train_loss"] for row in rows], label=method.upper(), **style)
             axes.plot(best["lr"], best["train_loss"], "*", ms=12, color=style["color"])
+        start = max(log["rows"][0]["train_loss"] for log in shown)
         axes.set(title=", ".join(place), xlabel="learning rate (star: the best)", ylabel="training loss")
+        axes.set_ylim(top=min(axes.get_ylim()[1], 10 * start))  # a rate too large may end at 1e60
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
     return save(figure, path)

@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 from cifar10 import any_letters, exit_code, plotter
-from jobs import alignment_jobs, cells_of, search_jobs, training_jobs, wanted, work
+from jobs import alignment_jobs, cells_of, going_on, search_jobs, training_jobs, wanted, work
 from recipes import NOT_RUN, RECIPES
-from results import STAND_INS, alignment_of, gather, kind_of, record, runs_of, searches, searches_of
+from results import STAND_INS, alignment_of, config_of, gather, kind_of, matches, record, runs_of, searches, searches_of
 from tables import curves, table
 
 from npref import METHODS, datasets, get_backend
@@ -27,6 +27,7 @@ from npref.backend import BACKENDS
 from npref.command_line import Parser, folder
 from npref.network import ARCHITECTURES
 from npref.runlog import replace_file
+from npref.train import Interrupted
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
@@ -78,6 +79,8 @@ def parse(arguments):
         parser.error("--results has no effect with --own: leave one out")
     if args.command != "record" and args.results is not None and not args.results.is_dir():
         parser.error(f"--results names a folder that is there, got {args.results}")
+    if args.command != "record" and args.results is not None and any(args.results.iterdir()) and not (args.results / "logs").is_dir():
+        parser.error(f"--results names a folder of recorded results, which are in a folder logs of it, got {args.results}")
     if args.command != "run" and args.runs is not None and not args.runs.is_dir():
         parser.error(f"--runs names a folder that is there, got {args.runs}")
     args.runs = args.runs or Path("runs") / "reproduce"
@@ -97,8 +100,17 @@ def main(arguments=None):
 
 
 def shown_logs(args):
-    """The logs that list, table and plot show: {name: log}."""
-    return gather(None if args.own else args.results, args.runs)
+    """The logs that list, table and plot show: {name: log}. Own runs that recorded ones on more data stand before are told of on stderr."""
+    logs = gather(None if args.own else args.results, args.runs)
+    own = {name: log for name, log in logs.items() if kind_of(log) == "train" and (args.runs / name).is_dir()}
+    cells = [cell for name in getattr(args, "names", ()) or RECIPES if name in RECIPES for cell in RECIPES[name].cells]
+    theirs = {name: [cell for cell in cells if matches(cell, config_of(log))] for name, log in own.items()}
+    hidden = [name for name, fitting in theirs.items()
+              if fitting and not any(logs[name] is log for cell in fitting for log in runs_of(cell, logs).values())]
+    if hidden and not args.own:
+        print(f"note: {len(hidden)} runs in {args.runs}, such as {hidden[0]}, are not shown, as others come before them (on more data, "
+              "longer, or at the rate that was searched): --own shows yours alone", file=sys.stderr)
+    return logs
 
 
 def list_recipes(args, stop):
@@ -118,6 +130,7 @@ def state(name, recipe, logs):
         return f"{sum(bool(searches_of(cell, logs)) for cell in recipe.cells)} of {len(recipe.cells)} rates searched"
     found = {cell: runs for cell in recipe.cells if (runs := runs_of(cell, logs))}
     in_part = sum(len(runs) < recipe.seeds or any(log["config"]["dataset"] != cell.dataset or log["config"]["limit_train"]
+                                                  or log["config"]["limit_test"]
                                                   or len(log["rows"]) < recipe.epochs and not log["status"].startswith("diverged")
                                                   for log in runs.values()) for cell, runs in found.items())
     less = f", {in_part} in part (fewer seeds, epochs or data)" if in_part else ""
@@ -148,9 +161,10 @@ def run(args, stop):
     failed = [] if args.dry_run else work(jobs, args, stop, recorded)
     trainings = wanted((job for name, data in chosen.items() for job in training_jobs(name, data, args, failed, results)), results)
     if args.dry_run:
-        for job in [*jobs, *trainings]:
-            print(f"python {shlex.join([f'examples/{job.script}', *job.arguments])}")
-        if any(job.log == "search.h5" for job in jobs) and not all(RECIPES[name].searches_only for name in chosen):
+        left = [job for job in [*jobs, *trainings] if not job.done()]
+        for job in left:
+            print(f"python {shlex.join([f'examples/{job.script}', *job.arguments, *(['--resume'] if going_on(job) else [])])}")
+        if any(job.log == "search.h5" for job in left) and not all(RECIPES[name].searches_only for name in chosen):
             print("# then the trainings at the rates that these searches find")
         return 0
     failed += work(trainings, args, stop, recorded)
@@ -207,6 +221,8 @@ def show_table(args, stop):
         if name in NOT_RUN:
             print(f"{name}: nothing to show, {NOT_RUN[name]}")
     names = [name for name in args.names or RECIPES if name in RECIPES]
+    if args.into is not None and not names:
+        raise ValueError(f"no table for {args.into}: {', '.join(args.names)} has nothing to run")
     logs = shown_logs(args)
     if args.until is not None:
         if not any(RECIPES[name].cells and not RECIPES[name].searches_only for name in names):
@@ -239,6 +255,8 @@ def draw(args, stop):
     out.mkdir(parents=True, exist_ok=True)
     any_drawn = False
     for name in args.names or RECIPES:
+        if stop():
+            raise Interrupted(f"stopped before {name}")
         if name in NOT_RUN:
             print(f"{name}: nothing to draw, {NOT_RUN[name]}")
             continue
@@ -265,9 +283,9 @@ def keep(args, stop):
     whole = {name: log for name, log in own.items() if log["status"].startswith(("finished", "diverged"))
              and not any(log["config"].get(limit) for limit in ("limit_train", "limit_test"))
              and not log["config"]["dataset"].startswith("synthetic")}
-    kept = recorded | {name: log for name, log in whole.items() if len(log["rows"]) >= len(recorded.get(name, {"rows": ()})["rows"])}
-    print(f"{record(args.results, kept)} runs recorded in {args.results}; {len(own) - len(whole)} are unfinished, on stand-ins or on part "
-          "of the data, and were left out")
+    longer = {name: log for name, log in whole.items() if len(log["rows"]) >= len(recorded.get(name, {"rows": ()})["rows"])}
+    print(f"{record(args.results, recorded | longer)} runs recorded in {args.results}; {len(own) - len(whole)} are unfinished, on "
+          f"stand-ins or on part of the data, {len(whole) - len(longer)} are shorter than recorded ones, and were left out")
     return 0
 
 

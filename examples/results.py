@@ -12,8 +12,8 @@ from pathlib import Path
 
 import alignment
 from cifar10 import flags
+from lr_search import MOST, PATIENCE, ended, next_rate
 from lr_search import best as best_rate
-from lr_search import ended, next_rate
 from recipes import RECIPES
 
 from npref.backend import BACKENDS
@@ -90,10 +90,12 @@ def check_name(name, log):
     elif kind == "search":
         names = [search_name(config_of(log)), search_name(config_of(log), shorter=True)]
         how = config.get("start"), config["factor"], config.get("seeds", [0])
-        if name in names and not any(cell.search is not None and how[0] <= cell.search and how[1:] == (2, [*range(recipe.search_seeds)])
+        as_long = config["patience"] >= PATIENCE and config["most"] >= MOST
+        if name in names and not any(as_long and cell.search is not None and how[0] <= cell.search
+                                     and how[1:] == (2, [*range(recipe.search_seeds)])
                                      for recipe in RECIPES.values() for cell in recipe.cells if matches(cell, config_of(log))):
-            raise ValueError(f"it is not the recipe's search, but one from {how[0]:g} on by a factor {how[1]:g} with seeds {how[2]}: "
-                             "move it elsewhere")
+            raise ValueError(f"it is not the recipe's search, but one from {how[0]:g} on by a factor {how[1]:g} with seeds {how[2]}, "
+                             f"patience {config['patience']} and at most {config['most']} rates: move it elsewhere")
     else:
         names = [measurement_name(recipe, config["dataset"], config["limit_train"], config.get("backend", "numpy"))
                  for recipe in RECIPES if is_measurement(config, recipe)]
@@ -300,9 +302,9 @@ def runs_of(cell, logs):
 
 
 def searches_of(cell, logs):
-    """The logs of the cell's learning-rate searches that found a rate."""
+    """The logs of the cell's learning-rate searches that have ended and found a rate."""
     return [log for log in logs.values() if kind_of(log) == "search" and any(not math.isnan(row["train_loss"]) for row in log["rows"])
-            and cell.search is not None and matches(cell, config_of(log))]
+            and log["status"] == "finished" and cell.search is not None and matches(cell, config_of(log))]
 
 
 def searches(cells, logs):

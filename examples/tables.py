@@ -3,6 +3,7 @@
 import math
 
 from lr_search import best as best_rate
+from lr_search import doubt
 from recipes import RECIPES
 from results import STAND_INS, alignment_of, figures, runs_of, samples, searches_of, value
 
@@ -38,10 +39,11 @@ def cell_line(cell, runs):
     logs = list(runs.values())
     ended = [log for log in logs if log["rows"] and not log["status"].startswith("diverged")]
     ended = ended or [log for log in logs if log["rows"] and figures(log)[0] == "accuracy"]  # a peak stays one; a final loss does not
-    notes = []
+    ended, left_out = alike(ended)
+    notes = [f"{left_out} of another length left out"] if left_out else []
     if logs[0]["config"]["dataset"] != cell.dataset:
         notes.append(f"on {logs[0]['config']['dataset']}")
-    if logs[0]["config"]["limit_train"] or logs[0]["config"]["dataset"] == "tiny-imagenet":
+    if logs[0]["config"]["limit_train"] or logs[0]["config"]["limit_test"] or logs[0]["config"]["dataset"] == "tiny-imagenet":
         notes.append(samples(logs[0]))
     backends = sorted({log["config"]["backend"] for log in logs})
     notes += [f"on {' and '.join(backends)}"] if backends != ["numpy"] else []
@@ -61,9 +63,9 @@ def cell_line(cell, runs):
     peaks = " / ".join(f"{max(mean):.1f}" for mean in means) if quantity == "accuracy" and len(ended) > 1 else ""
     reached = ""  # the text does not say how long the paper trained
     if quantity == "accuracy" and cell.paper[0] is not None:
-        reached = next((str(epoch) for epoch, accuracy in enumerate(means[0], 1) if accuracy >= cell.paper[0]), "never")
-    return (f"| {cell.arch} | {label(cell)} | {paper} | {spread(train)} | {spread(test)} | {difference} | {peaks} | {len(runs)} | "
-            f"{epochs} | {reached} | {'; '.join(notes)} |")
+        reached = next((str(epoch) for epoch, accuracy in enumerate(means[0], 1) if round(accuracy, 1) >= cell.paper[0]), "never")
+    return (f"| {cell.arch} | {label(cell)} | {paper} | {spread(train)} | {spread(test)} | {difference} | {peaks} | "
+            f"{len(runs) - left_out} | {epochs} | {reached} | {'; '.join(notes)} |")
 
 
 def rate_line(cell, logs):
@@ -78,6 +80,7 @@ def rate_line(cell, logs):
     config, rates = log["config"], [f"{row['lr']:.3g}" for row in log["rows"]]
     notes = [f"{config['epochs']} epochs a rate"] + ([f"on {config['dataset']}"] if config["dataset"] != cell.dataset else [])
     notes += [f"{config['limit_train']} training samples"] if config["limit_train"] else []
+    notes += [words] if (words := doubt(log["rows"]).removeprefix("; ")) else []
     best = f"{best_rate(log['rows']):.3g}"
     return f"| {cell.arch} | {label(cell)} | {paper} | {best} | {rates[0]} to {rates[-1]} | {'; '.join(notes)} |"
 
@@ -110,8 +113,16 @@ def label(cell):
     """A cell's name in tables and legends."""
     words = {"noisy_baseline": "noisy baseline", "samples": "K = {}", "bias": "biases", "init": "{} weights", "inputs": "{} inputs",
              "optimizer": "{}", "lr": "lr {:g}", "decor_lr": "α = {:g}"}
-    known = cell.options if cell.search is None else [option for option in cell.options if option[0] in ("noisy_baseline", "samples")]
-    return ", ".join([cell.method.upper(), *(words.get(name, name + " {}").format(value) for name, value in known)])
+    shared = () if cell.search is None else ("loss", "optimizer", "anp_norm")  # by all cells whose rate is searched
+    return ", ".join([cell.method.upper(), *(words.get(name, name + " {}").format(value) for name, value in cell.options
+                                             if name not in shared)])
+
+
+def alike(logs):
+    """(the runs with as many epochs as most of them have, how many others there are): a mean over runs of any length says nothing."""
+    lengths = [len(log["rows"]) for log in logs]
+    usual = max(lengths, key=lambda length: (lengths.count(length), length), default=0)
+    return [log for log in logs if len(log["rows"]) == usual], len(logs) - lengths.count(usual)
 
 
 def mean_curves(logs):
@@ -130,7 +141,7 @@ def curves(cells, logs):
     for cell in cells:
         found = runs_of(cell, logs).values()
         begun = [log for log in found if log["rows"]]
-        runs = [log for log in begun if log["status"] == "finished"] or begun  # a seed cut short would cut its line short
+        runs, _ = alike([log for log in begun if log["status"] == "finished"] or begun)  # a seed cut short would cut its line short
         if not runs:
             continue
         options = dict(cell.options)

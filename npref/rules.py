@@ -201,13 +201,13 @@ def _layerwise_losses(network, multiply, trace, v, t, loss):
         if l > 0:
             multiply(l, _rows_of(network, l, x), out=under_way.reshape(-1, layer.n_out))
             if layer.activation != "identity":
-                elementwise(xp, _activate, (under_way,), constants=(layer.activation, layer.slope))
+                elementwise(xp, _activate_in_place, (under_way,), constants=(layer.activation, layer.slope))
         _perturb(xp, layer, new, v_l, trace.a[l].reshape(v_l.shape[1:]))
         x = a
     return loss_of(loss, x, t).reshape(len(v), k, -1).transpose(1, 0, 2)
 
 
-def _activate(activation, slope, a):
+def _activate_in_place(activation, slope, a):
     a[...] = activate(activation, a, slope)
 
 

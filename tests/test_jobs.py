@@ -126,7 +126,8 @@ def test_rates_are_searched_first(run, tmp_path):
     assert f"lr {rate:.3g} (paper 8e-06)" in run("table", "v1-figure2")[1]
     assert run("table", "v1-table2")[1].count("not run") == 23
     assert f"| fc1 | BP | 8e-06 | {rate:.3g} | 1e-06 to " in run("table", "v1-table2")[1]
-    assert "| 1 epochs a rate; on synthetic; 40 training samples |" in run("table", "v1-table2")[1]
+    assert "| 1 epochs a rate; on synthetic; 40 training samples; but all have one training loss, so " in run("table", "v1-table2")[1]
+    assert f"learning rate {rate:g}; but all have one training loss" in out  # one step, before which all weights are alike
     assert "(v1, Table 2): 1 of 24 rates searched" in run("list")[1]
     code, out, _ = run("run", "v1-table2", "--archs", "fc1", "--methods", "bp", *SMALL, "--epochs", "1")  # searches only
     assert code == 0 and out.count("done already") == 1 and "[" not in out
@@ -216,7 +217,7 @@ def test_a_stop_loses_less_than_an_epoch(tmp_path):
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped with 1 of 1 runs to go; all is saved, go on with the same command" in err
+    assert process.returncode == 130 and "stopped with 1 of 1 runs to go; what they have done is saved, go on with the same command" in err
     before = read_log(log)
     assert before["status"] == "interrupted" and 2 <= len(before["rows"]) < 300
     epochs = len(before["rows"]) + 1
@@ -294,6 +295,30 @@ def test_a_process_that_came_second_is_started_again(run, tmp_path, monkeypatch)
     monkeypatch.setattr(jobs, "start", late)
     code, out, err = run("run", "mine", *SMALL)
     assert code == 0 and err == "" and "of 1 epochs" in out and len(held) == 1 and read_log(folder / "log.h5")["status"] == "finished"
+
+
+@pytest.mark.parametrize("code, rows, result", [(2, 0, "of 1 epochs"), (0, 1, "of 1 epochs"), (0, 0, "failed, ")])
+def test_another_process_is_at_it_or_has_gone_on(run, tmp_path, monkeypatch, code, rows, result):
+    """Whatever the last line of output.txt is, to which both write."""
+    recipe(monkeypatch, Cell("bp", "fc1"), epochs=1)
+    folder, start, held = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0", jobs.start, []
+
+    def beaten(job, args):
+        if held:
+            return start(job, args)
+        process = start(job, args)  # the other one, so to say
+        process.wait()
+        log = read_log(folder / "log.h5")
+        write_log(folder / "log.h5", {**log["config"], "epochs": 5}, log["environment"], log["rows"][:rows], "running")
+        held.append(lock(folder))
+        threading.Timer(0.5, unlock, held).start()
+        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"])
+
+    if code == 2:  # when the other has ended, ours goes on
+        monkeypatch.setattr(jobs, "last_line", lambda job: "epoch 1/5")
+    monkeypatch.setattr(jobs, "start", beaten)
+    end, out, err = run("run", "mine", *SMALL)
+    assert result in out and end == ("failed" in result) and ("exit code 0" in err) == ("failed" in result), (out, err)
 
 
 @pytest.mark.parametrize("at_once, set_already, expected", [(1, None, None), (2, None, "3"), (4, None, "1"), (9, None, "1"), (2, "5", "5")])

@@ -1,13 +1,16 @@
 """The paper's experiments by name: what is run, gone on with, tabulated and drawn."""
 
+import os
 import shlex
 import shutil
+import signal
 import sys
 from dataclasses import asdict, replace
 
 import alignment
 import cifar10
 import lr_search
+import plots
 import pytest
 import results
 from recipes import NOT_RUN, RECIPES, Cell, Recipe
@@ -64,7 +67,7 @@ def test_run_go_on_table_plot_record(run, tmp_path):
     assert (tmp_path / "runs/reproduce/v2-figure3.svg").read_text().startswith("<?xml")
     code, out, _ = run("record")
     assert code == 0 and out.startswith("0 runs recorded")
-    assert "4 are unfinished, on stand-ins or on part of the data, and were left out" in out
+    assert "; 4 are unfinished, on stand-ins or on part of the data, 0 are shorter than recorded ones, and were left out" in out
     code, out, _ = run("list")
     assert "v2-figure3   One layer and three hidden layers on CIFAR-10 (v2, Figure 3): 2 of 12 cells run, 2 in part (fewer " in out
 
@@ -108,7 +111,7 @@ def test_what_is_recorded_stays(run, tmp_path):
     assert run("record")[0] == 0 and (tmp_path / "results/runs.tsv").read_text() != before
     before = (tmp_path / "results/runs.tsv").read_text()
     put("cifar10-fc1-bp-s0", 2, "finished")  # a shorter one is none to put in its place
-    assert run("record")[0] == 0 and (tmp_path / "results/runs.tsv").read_text() == before
+    assert ", 1 are shorter than recorded ones, " in run("record")[1] and (tmp_path / "results/runs.tsv").read_text() == before
 
 
 def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
@@ -116,8 +119,8 @@ def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
     recipe(monkeypatch, *cells, epochs=1, search_epochs=1)
     config = results.cell_config(cells[0], "synthetic", lr=0.5, seed=0, epochs=1)
     row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5, "seconds": 1.0}
-    search = {"config": {**asdict(config), "start": 0.25, "factor": 2.0, "patience": 3, "most": 2}, "environment": {}, "status": "finished",
-              "rows": [{"lr": lr, "train_loss": loss} for lr, loss in ((0.25, 2.0), (0.5, 1.0))]}
+    search = {"config": {**asdict(config), "start": 0.25, "factor": 2.0, "patience": 3, "most": 60}, "environment": {},
+              "status": "finished", "rows": [{"lr": lr, "train_loss": loss} for lr, loss in ((0.25, 2.0), (0.5, 1.0), (1.0, float("nan")))]}
     run_log = {"config": asdict(config), "environment": {}, "status": "finished", "rows": [row]}
     (tmp_path / "results/logs").mkdir(parents=True)
     names = "search-synthetic-fc1-bp-loss-mse-optimizer-sgd", "synthetic-fc1-bp-loss-mse-optimizer-sgd-lr-0.5-s0"
@@ -354,3 +357,66 @@ def test_the_data_that_are_used(run, tmp_path):
     assert used()[0] == {"sarcos"} and used("--dedup")[0] == {"sarcos-dedup"} and used("--synthetic")[0] == {"synthetic-sarcos"}
     assert all(f"--data-dir {tmp_path / 'none'}" in line for line in used("--data-dir", str(tmp_path / "none"))[1].splitlines()
                if line.startswith("python"))
+
+
+def test_a_table_of_nothing_goes_nowhere(run, tmp_path):
+    (tmp_path / "a.md").write_text("<!-- results: begin -->\nmine\n<!-- results: end -->\n")
+    before = (tmp_path / "a.md").read_bytes()
+    code, out, err = run("table", "v2-figure1", "v2-table1", "--into", "a.md")
+    assert code == 2 and "error: no table for a.md: v2-figure1, v2-table1 has nothing to run" in err
+    assert (tmp_path / "a.md").read_bytes() == before
+    assert run("table", "v2-figure1", "v2-figure2", "--into", "a.md")[0] == 0 and (tmp_path / "a.md").read_bytes() != before
+
+
+def test_results_that_are_none(run, tmp_path):
+    assert run("list")[0] == 0  # an empty folder
+    (tmp_path / "results/other").mkdir()
+    for words in ["table"], ["list"], ["plot"], ["run", "v2-table3", "--missing"]:
+        code, _, err = run(*words)
+        assert code == 2 and "--results names a folder of recorded results, which are in a folder logs of it, got " in err
+    (tmp_path / "results/logs").mkdir()
+    assert run("list")[0] == 0
+
+
+def test_a_stop_between_two_pictures(run, tmp_path, monkeypatch):
+    recipe(monkeypatch, Cell("bp", "fc1"))
+    assert run("run", "mine", *SMALL)[0] == 0
+    drawn, plot_curves = [], plots.plot_curves
+
+    def stopped(*arguments):
+        drawn.append(arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        return plot_curves(*arguments)
+
+    monkeypatch.setattr(plots, "plot_curves", stopped)
+    code, _, err = run("plot", "mine", "mine")
+    assert code == 130 and err == "stopped before mine\n" and len(drawn) == 1 and (tmp_path / "runs/reproduce/mine.png").exists()
+
+
+def test_what_is_left_of_a_dry_run(run, tmp_path, monkeypatch):
+    """What is done is not in it; what is begun goes on."""
+    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"))
+    words = ["run", "mine", *SMALL, "--dry-run"]
+    assert run(*words)[1].count("\npython examples/cifar10.py") == 2
+    assert run("run", "mine", *SMALL, "--methods", "bp", "--epochs", "1")[0] == 0
+    lines = run(*words)[1].splitlines()[1:]
+    assert [(line.split()[3], line.endswith(" --resume")) for line in lines] == [("bp", True), ("np", False)]
+    assert cifar10.main(shlex.split(lines[0])[2:]) == 0  # as it stands
+    assert "--method bp" not in run(*words)[1]
+
+
+def test_own_runs_that_are_not_shown_are_told_of(run, tmp_path, monkeypatch):
+    """A run on stand-ins, while there are recorded ones on the data."""
+    recipe(monkeypatch, Cell("bp", "fc1"), epochs=1)
+    assert run("run", "mine", *SMALL)[0] == 0
+    assert "note: " not in run("table", "mine")[2]
+    config = results.cell_config(Cell("bp", "fc1"), "cifar10", epochs=1)
+    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5, "seconds": 1.0}
+    (tmp_path / "results/logs").mkdir(parents=True, exist_ok=True)
+    results.write_text(tmp_path / "results/logs/cifar10-fc1-bp-s0.tsv",
+                       {"config": asdict(config), "environment": {}, "status": "finished", "rows": [row]})
+    for command in ["table", "mine"], ["plot", "mine"], ["list"]:
+        _, out, err = run(*command)
+        assert err.count("\n") == 1 and "note: 1 runs in runs/reproduce, such as synthetic-fc1-bp-limit-train-40-s0, are not shown" in err
+        assert run(*command, "--own")[2] == ""
+    assert run("table", "v2-figure9")[2] == ""  # of other cells

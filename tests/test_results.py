@@ -412,6 +412,7 @@ def test_what_a_log_is_of_is_what_its_name_says():
     results.check_name(name, search_of(start=1e-7))  # which has tried the recipe's rates, too
     results.check_name("alignment-v1-figure1-cifar10", angles_of("v1-figure1", split=True))
     for more, words in (({"factor": 1.1}, "1e-06 on by a factor 1.1 with seeds .0."), ({"start": 1e-3}, "0.001 on by a factor 2 "),
+                        ({"most": 3}, "patience 3 and at most 3 rates"), ({"patience": 2}, "patience 2 and at most 60 rates"),
                         ({"seeds": [0, 1]}, r"with seeds \[0, 1\]")):
         with pytest.raises(ValueError, match=f"it is not the recipe's search, but one from .*{words}"):
             results.check_name(name, search_of(**more))

@@ -4,25 +4,56 @@ import numpy as np
 import pytest
 import results
 import tables
-from recipes import Cell
-from test_results import config_of, log_of
+from recipes import RECIPES, Cell
+from test_results import ENV, config_of, log_of
 
 
 def test_the_table():
     cell = Cell("np", "fc1", paper=(38.5, 38.2))
     logs = {"a": log_of(config_of(), [10.0, 40.0, 20.0], [11.0, 12.0, 41.0]), "b": log_of(config_of(seed=1), [10.0, 30.0], [9.0, 8.0])}
     assert tables.cell_line(cell, results.runs_of(cell, logs)) == (
-        "| fc1 | NP | 38.5 / 38.2 | 25.0 (9.0 to 41.0) | 35.0 (30.0 to 40.0) | -3.2 | 10.0 / 35.0 | 2 | 2 to 3 | never |  |")
+        "| fc1 | NP | 38.5 / 38.2 | 41.0 | 40.0 | +1.8 |  | 1 | 3 | 3 | 1 of another length left out |")
+    logs["b"] = log_of(config_of(seed=1), [10.0, 30.0, 30.0], [9.0, 8.0, 8.0])
+    assert tables.cell_line(cell, results.runs_of(cell, logs)) == (
+        "| fc1 | NP | 38.5 / 38.2 | 25.0 (9.0 to 41.0) | 35.0 (30.0 to 40.0) | -3.2 | 24.5 / 35.0 | 2 | 3 | never |  |")
     assert tables.cell_line(cell, {}) == "| fc1 | NP | 38.5 / 38.2 | not run | not run | | | | | | |"
-    logs["b"]["status"] = "diverged: NP diverged in epoch 3"
+    logs["b"]["status"], logs["b"]["rows"] = "diverged: NP diverged in epoch 3", logs["b"]["rows"][:2]
     assert tables.cell_line(cell, results.runs_of(cell, logs)) == (
         "| fc1 | NP | 38.5 / 38.2 | 41.0 | 40.0 | +1.8 |  | 2 | 3 | 3 | diverged: seed 1 in epoch 3 |")
     text = tables.table(["v2-figure3", "v2-figure7"], logs)
     assert "**v2-figure3**" in text and text.count("not run") == 2 * 11 + 1 and "| fc3 | DANP | 48.5 / 44.4 | not run" in text
     stand_in = {"a": log_of(config_of(dataset="synthetic"), [10.0])}
     assert tables.cell_line(cell, results.runs_of(cell, stand_in)).endswith("| on synthetic |")
+    part = {"a": {**log_of(config_of(limit_test=50), [10.0]), "environment": {**ENV, "samples": "50000 + 50"}}}
+    assert tables.cell_line(cell, results.runs_of(cell, part)).endswith("| 50000 + 50 |")
+    for accuracy, reached in (38.45, "1"), (38.449, "never"):  # 38.5 with the paper's one digit, or not
+        line = tables.cell_line(cell, {0: log_of(config_of(), [10.0], [accuracy])})
+        assert line.endswith(f"| 1 | 1 | {reached} |  |"), line
     elsewhere = {"a": log_of(config_of(backend="cupy"), [10.0]), "b": log_of(config_of(seed=1), [10.0])}
     assert tables.cell_line(cell, results.runs_of(cell, elsewhere)).endswith("| on cupy and numpy |")
+
+
+def test_runs_as_long_as_most():
+    """Among one that was tried for an epoch, or gone on with, the others' means, curves and peaks stay what they are."""
+    runs = {n: [{"rows": [0] * rows} for rows in n] for n in ((50, 50, 1), (1, 50), (50, 100, 50), (3,), (2, 2, 5, 5))}
+    assert [(sorted({len(log["rows"]) for log in alike}), others) for alike, others in map(tables.alike, runs.values())] == [
+        ([50], 1), ([50], 1), ([50], 1), ([3], 0), ([5], 2)]
+    assert tables.alike([]) == ([], 0)
+    cell = Cell("np", "fc1", paper=(38.5, 38.2))
+    logs = {seed: log_of(config_of(seed=seed), [10.0, 40.0][: 2 - (seed == 2)]) for seed in range(3)}
+    assert tables.cell_line(cell, logs).endswith("| 40.0 / 40.0 | 2 | 2 | 2 | 1 of another length left out |")
+    (name, _, _, drawn), = tables.curves([cell], logs)[0][2]
+    assert name == "NP, 2 of 3 seeds" and [len(train) for train, _ in drawn] == [2, 2]
+
+
+def test_what_tells_cells_apart():
+    """All that differs between the cells of a recipe; a loss and an optimiser that all cells of a searched table share do not."""
+    v1, tiny = Cell("danp", "fc3", options=(("loss", "mse"), ("optimizer", "sgd"), ("anp_norm", "layer"), ("inputs", "standard"),
+                                            ("init", "uniform")), search=1e-6), Cell("bp", "fc1", options=(("optimizer", "adam-eps-hat"),))
+    assert tables.label(v1) == "DANP, standard inputs, uniform weights" and tables.label(tiny) == "BP, adam-eps-hat"
+    for name, recipe in RECIPES.items():
+        rows = [(cell.arch, tables.label(cell)) for cell in recipe.cells]
+        assert len(set(rows)) == len(rows), name
 
 
 def test_losses_are_final_accuracies_peaks():
@@ -51,9 +82,11 @@ def test_the_rate_of_the_longest_search_on_the_most_data():
                            search(3.0, epochs=9, limit_train=2000), search(4.0, epochs=1), search(5.0, epochs=2)]))
     for rate, note in ((5, "2 epochs a rate"), (4, "1 epochs a rate"), (3, "9 epochs a rate; 2000 training samples"),
                        (2, "9 epochs a rate; 100 training samples"), (1, "9 epochs a rate; on synthetic")):
-        assert tables.rate_line(cell, logs) == f"| fc1 | BP | 0.5 | {rate} | {rate} to {2 * rate} | {note} |"
+        first = "it is the first, a smaller --start may find a better one"
+        assert tables.rate_line(cell, logs) == f"| fc1 | BP | 0.5 | {rate} | {rate} to {2 * rate} | {note}; {first} |"
         logs.popitem()
     assert tables.rate_line(cell, logs) == "| fc1 | BP | 0.5 | not run | | |"
+    assert tables.rate_line(cell, {0: {**search(1.0, epochs=2), "status": "running"}}) == "| fc1 | BP | 0.5 | not run | | |"
 
 
 def test_curves():
