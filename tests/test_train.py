@@ -1,15 +1,17 @@
 import itertools
 import os
+import re
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from reference import assert_close
 
 from npref import METHODS, datasets, equations, forward, loss, mean_squared_correlation, noise, one_hot, runlog
-from npref.batches import input_moments, prepare
+from npref.batches import prepare
 from npref.config import Config
 from npref.datasets import Dataset
 from npref.decorrelation import OvershootWarning
@@ -233,17 +235,17 @@ def test_data_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("more", [{}, {"inputs": "standard", "loss": "mse"}])
-def test_a_checkpoint_tells_what_its_network_is(tmp_path, more):
+def test_a_checkpoint_tells_what_its_network_is(tmp_path, monkeypatch, more):
+    """By the lines in README."""
     data = small_data()
+    monkeypatch.setattr(datasets, "load", lambda name, limit_train, limit_test: data)
     row = list(train(Config(**SMALL | {"arch": "fc3", "method": "danp", "epochs": 1} | more), data, tmp_path))[-1]
-    saved = runlog.read_checkpoint(tmp_path / "checkpoint.h5")
-    network = Config(**saved["config"]).network(saved["environment"]["input_shape"], saved["environment"]["outputs"])
-    params = params_from(saved["arrays"])
-    loss, accuracy = evaluate(network, params, data.x_test, data.y_test, saved["config"]["loss"],
-                              input_moments(data, saved["config"]["inputs"]))
-    assert (loss, accuracy) == (row["test_loss"], row["test_accuracy"])
+    said = re.search(r"```python\n(from npref import datasets\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    assert "runs/mine" in said
+    exec(said.replace("runs/mine", str(tmp_path)), found := {})
+    assert (found["loss"], found["accuracy"]) == (row["test_loss"], row["test_accuracy"])
     with pytest.raises(ValueError, match="expected a checkpoint's arrays, params/W/0 and so on, got .*arrays, counters"):
-        params_from(saved)
+        params_from(found["saved"])
 
 
 def test_nothing_to_resume(tmp_path):
