@@ -162,21 +162,27 @@ def wanted(jobs, results):
     return left
 
 
+def left_to_do(jobs):
+    """(the jobs whose logs can be read, those of them that are not done, a line for each of the others)."""
+    whole, left, failed = [], [], []
+    for job in jobs:
+        try:
+            left += [] if job.done() else [job]
+            whole.append(job)
+        except (ValueError, OSError) as error:  # a damaged log, or one that cannot be read
+            failed.append(f"{job.folder.name}: {error}")
+    if len(whole) > len(left):
+        print(f"{len(whole) - len(left)} of {len(whole)} runs are done already", flush=True)
+    return whole, left, failed
+
+
 def work(jobs, args, stop, recorded):
     """Run the jobs that are not done, `args.jobs` at a time, and show how far they are; returns a line for each that failed.
 
     recorded: recorded results, {name: log}, whose times are the first estimate.
     """
-    whole, waiting, running, failed = [], [], {}, []
-    for job in jobs:
-        try:
-            waiting += [] if job.done() else [job]
-            whole.append(job)
-        except (ValueError, OSError) as error:  # a damaged log, or one that cannot be read
-            failed.append(f"{job.folder.name}: {error}")
-    jobs, total, display, told = whole, len(waiting), Display(whole, recorded), False
-    if len(jobs) > total:
-        print(f"{len(jobs) - total} of {len(jobs)} runs are done already", flush=True)
+    jobs, waiting, failed = left_to_do(jobs)
+    running, total, display, told = {}, len(waiting), Display(jobs, recorded), False
     if ahead := display.left(waiting, running, args.jobs):
         print(f"{total} of {len(jobs)} runs to go{ahead}, by the times of runs so far and of recorded ones", flush=True)
     try:
@@ -207,7 +213,7 @@ def work(jobs, args, stop, recorded):
                     failed.append(f"{job.folder.name}: {error}")
                     jobs.remove(job)
                     continue
-                if code == 2 and (locked(job.folder) or "another process is writing" in (said := last_line(job))
+                if code == 2 and (not free(job) or "another process is writing" in (said := last_line(job))
                                   or "holds a run already" in said and going_on(job)):  # another was a moment faster
                     waiting.append(job)
                     continue

@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 from cifar10 import any_letters, exit_code, plotter
-from jobs import alignment_jobs, cells_of, going_on, search_jobs, training_jobs, wanted, work
+from jobs import alignment_jobs, cells_of, going_on, left_to_do, search_jobs, training_jobs, wanted, work
 from recipes import NOT_RUN, RECIPES
-from results import STAND_INS, alignment_of, config_of, gather, kind_of, matches, record, runs_of, searches, searches_of
+from results import STAND_INS, alignment_of, config_of, gather, kind_of, record, run_name, runs_of, searches, searches_of
 from tables import curves, table
 
 from npref import METHODS, datasets, get_backend
@@ -100,16 +100,17 @@ def main(arguments=None):
 
 
 def shown_logs(args):
-    """The logs that list, table and plot show: {name: log}. Own runs that recorded ones on more data stand before are told of on stderr."""
+    """The logs that list, table and plot show: {name: log}. Own runs in whose place recorded ones are shown are told of on stderr."""
     logs = gather(None if args.own else args.results, args.runs)
-    own = {name: log for name, log in logs.items() if kind_of(log) == "train" and (args.runs / name).is_dir()}
     cells = [cell for name in getattr(args, "names", ()) or RECIPES if name in RECIPES for cell in RECIPES[name].cells]
-    theirs = {name: [cell for cell in cells if matches(cell, config_of(log))] for name, log in own.items()}
-    hidden = [name for name, fitting in theirs.items()
-              if fitting and not any(logs[name] is log for cell in fitting for log in runs_of(cell, logs).values())]
-    if hidden and not args.own:
-        print(f"note: {len(hidden)} runs in {args.runs}, such as {hidden[0]}, are not shown, as others come before them (on more data, "
-              "longer, or at the rate that was searched): --own shows yours alone", file=sys.stderr)
+
+    def shown(logs):
+        return {run_name(config_of(log)) for cell in cells for log in runs_of(cell, logs).values()}
+
+    own = {name: log for name, log in logs.items() if (args.runs / name).is_dir()}
+    if not args.own and own and (hidden := sorted(shown(own) - shown(logs))):
+        print(f"note: runs in {args.runs} that are not shown: {len(hidden)}, such as {hidden[0]}; others come before them, on more data, "
+              "at the rate that was searched, or on NumPy: --own shows yours alone", file=sys.stderr)
     return logs
 
 
@@ -161,13 +162,14 @@ def run(args, stop):
     failed = [] if args.dry_run else work(jobs, args, stop, recorded)
     trainings = wanted((job for name, data in chosen.items() for job in training_jobs(name, data, args, failed, results)), results)
     if args.dry_run:
-        left = [job for job in [*jobs, *trainings] if not job.done()]
+        _, left, damaged = left_to_do([*jobs, *trainings])
         for job in left:
             print(f"python {shlex.join([f'examples/{job.script}', *job.arguments, *(['--resume'] if going_on(job) else [])])}")
         if any(job.log == "search.h5" for job in left) and not all(RECIPES[name].searches_only for name in chosen):
             print("# then the trainings at the rates that these searches find")
-        return 0
-    failed += work(trainings, args, stop, recorded)
+        failed += damaged
+    else:
+        failed += work(trainings, args, stop, recorded)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0
@@ -222,7 +224,7 @@ def show_table(args, stop):
             print(f"{name}: nothing to show, {NOT_RUN[name]}")
     names = [name for name in args.names or RECIPES if name in RECIPES]
     if args.into is not None and not names:
-        raise ValueError(f"no table for {args.into}: {', '.join(args.names)} has nothing to run")
+        raise ValueError(f"no table for {args.into}: nothing is run for {', '.join(args.names)}")
     logs = shown_logs(args)
     if args.until is not None:
         if not any(RECIPES[name].cells and not RECIPES[name].searches_only for name in names):
@@ -284,8 +286,8 @@ def keep(args, stop):
              and not any(log["config"].get(limit) for limit in ("limit_train", "limit_test"))
              and not log["config"]["dataset"].startswith("synthetic")}
     longer = {name: log for name, log in whole.items() if len(log["rows"]) >= len(recorded.get(name, {"rows": ()})["rows"])}
-    print(f"{record(args.results, recorded | longer)} runs recorded in {args.results}; {len(own) - len(whole)} are unfinished, on "
-          f"stand-ins or on part of the data, {len(whole) - len(longer)} are shorter than recorded ones, and were left out")
+    print(f"{record(args.results, recorded | longer)} runs recorded in {args.results}; left out: "
+          f"{len(own) - len(whole)} unfinished, on stand-ins or on part of the data, {len(whole) - len(longer)} shorter than recorded ones")
     return 0
 
 

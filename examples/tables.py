@@ -38,17 +38,17 @@ def cell_line(cell, runs):
         return f"| {cell.arch} | {label(cell)} | {paper} | not run | not run | | | | | | |"
     logs = list(runs.values())
     ended = [log for log in logs if log["rows"] and not log["status"].startswith("diverged")]
-    ended = ended or [log for log in logs if log["rows"] and figures(log)[0] == "accuracy"]  # a peak stays one; a final loss does not
     ended, left_out = alike(ended)
+    ended = ended or [log for log in logs if log["rows"] and figures(log)[0] == "accuracy"]  # a peak stays one; a final loss does not
     notes = [f"{left_out} of another length left out"] if left_out else []
     if logs[0]["config"]["dataset"] != cell.dataset:
         notes.append(f"on {logs[0]['config']['dataset']}")
     if logs[0]["config"]["limit_train"] or logs[0]["config"]["limit_test"] or logs[0]["config"]["dataset"] == "tiny-imagenet":
         notes.append(samples(logs[0]))
-    backends = sorted({log["config"]["backend"] for log in logs})
+    backends = sorted({log["config"]["backend"] for log in ended or logs})
     notes += [f"on {' and '.join(backends)}"] if backends != ["numpy"] else []
     if cell.search is not None:
-        rates = sorted({log["config"]["lr"] for log in logs})
+        rates = sorted({log["config"]["lr"] for log in ended or logs})
         notes.append(f"lr {' and '.join(f'{lr:.3g}' for lr in rates)}" + (f" (paper {cell.paper_lr:g})" if cell.paper_lr else ""))
     diverged = [f"seed {seed} in epoch {len(log['rows']) + 1}" for seed, log in runs.items() if log["status"].startswith("diverged")]
     if diverged:
@@ -141,7 +141,7 @@ def curves(cells, logs):
     for cell in cells:
         found = runs_of(cell, logs).values()
         begun = [log for log in found if log["rows"]]
-        runs, _ = alike([log for log in begun if log["status"] == "finished"] or begun)  # a seed cut short would cut its line short
+        runs = alike([log for log in begun if log["status"] == "finished"])[0] or begun  # a seed cut short would cut its line short
         if not runs:
             continue
         options = dict(cell.options)

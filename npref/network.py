@@ -185,7 +185,8 @@ def _check_fits(network, params, x):
         raise TypeError(f"expected a Network and its Params, got {type(network).__name__} and {type(params).__name__}")
     for name in "WbR":
         if not isinstance(getattr(params, name), (list, tuple)):
-            raise TypeError(f"params.{name} must have one entry a layer, None where a layer has none, got {getattr(params, name)!r}")
+            raise TypeError(f"params.{name} must be a list or tuple with one entry a layer (of b and R, None where there is none), "
+                            f"got {type(getattr(params, name)).__name__}")
     if any(a is None for a in (x, *params.W)):
         raise TypeError("x and every W must be arrays, got None")
     array_module(x, *params.W, *params.b, *params.R)
@@ -210,8 +211,9 @@ def _check_fits(network, params, x):
         remedy = "npref.batches.prepare(x, \"float32\"), which divides pixels by 255" if x.dtype == "uint8" else "x.astype(\"float32\")"
         raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use {remedy}")
     if found != [str(x.dtype)]:
-        raise TypeError(f"x and the parameters must share one dtype, got x in {x.dtype} and parameters in {', '.join(found)}: use "
-                        f"x.astype({found[0]!r}), or init_params(..., dtype={str(x.dtype)!r})")
+        remedy = f"use x.astype({found[0]!r})" if len(found) == 1 else "give all parameters one"
+        raise TypeError(f"x and the parameters must share one dtype, got x in {x.dtype} and parameters in {', '.join(found)}: {remedy}"
+                        + (f", or init_params(..., dtype={str(x.dtype)!r})" if str(x.dtype) in DTYPES else ""))
 
 
 def check_noise(network, x, noise, group=False, name="noise"):

@@ -97,6 +97,8 @@ def _write_head(file, config, environment, rows, status):
     file.attrs["environment"] = json.dumps(environment)
     file.attrs["status"] = status
     if rows:
+        if any(row.keys() != rows[0].keys() for row in rows):
+            raise ValueError(f"rows must have the same columns, got {' and '.join(sorted({str(sorted(row)) for row in rows}))}")
         fields = [(name, np.int64 if all(isinstance(row[name], int) for row in rows) else np.float64) for name in rows[0]]
         file["epochs"] = np.array([tuple(row[name] for name in rows[0]) for row in rows], dtype=fields)
 

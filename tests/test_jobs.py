@@ -98,7 +98,8 @@ def test_a_search_without_a_stable_rate_stops_nothing_else(run, monkeypatch):
         code, out, err = run("run", "mine", *SMALL)
         assert code == 1 and err.count("failed: search-synthetic-fc1-bp-") == 1 and "every learning rate from 1e+38 on diverged" in err
         assert "synthetic-fc1-np" in out or "1 of 1 runs are done already" in out
-    assert run("run", "mine", *SMALL, "--dry-run")[0] == 0
+    code, out, err = run("run", "mine", *SMALL, "--dry-run")
+    assert code == 1 and "python " not in out and err.count("failed: ") == 1 and "every learning rate from 1e+38 on diverged" in err
 
 
 def test_a_damaged_log_stops_nothing_else(run, monkeypatch, tmp_path):
@@ -106,6 +107,8 @@ def test_a_damaged_log_stops_nothing_else(run, monkeypatch, tmp_path):
     assert run("run", "mine", *SMALL, "--methods", "bp")[0] == 0
     path = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
     path.write_bytes(path.read_bytes()[:-10])
+    code, out, err = run("run", "mine", *SMALL, "--dry-run")
+    assert code == 1 and "failed: synthetic-fc1-bp-" in err and "damaged" in err and "cifar10.py --method np" in out, (out, err)
     code, out, err = run("run", "mine", *SMALL)
     assert code == 1 and "failed: synthetic-fc1-bp-" in err and "damaged" in err and "[1/1] synthetic-fc1-np" in out, (out, err)
     (tmp_path / "runs/reproduce/nowhere").mkdir()
@@ -301,7 +304,7 @@ def test_a_process_that_came_second_is_started_again(run, tmp_path, monkeypatch)
 def test_another_process_is_at_it_or_has_gone_on(run, tmp_path, monkeypatch, code, rows, result):
     """Whatever the last line of output.txt is, to which both write."""
     recipe(monkeypatch, Cell("bp", "fc1"), epochs=1)
-    folder, start, held = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0", jobs.start, []
+    folder, start, is_locked, held = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0", jobs.start, jobs.locked, []
 
     def beaten(job, args):
         if held:
@@ -310,15 +313,27 @@ def test_another_process_is_at_it_or_has_gone_on(run, tmp_path, monkeypatch, cod
         process.wait()
         log = read_log(folder / "log.h5")
         write_log(folder / "log.h5", {**log["config"], "epochs": 5}, log["environment"], log["rows"][:rows], "running")
-        held.append(lock(folder))
-        threading.Timer(0.5, unlock, held).start()
+        held.append(lock(folder) if code == 2 else None)
         return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"])
 
-    if code == 2:  # when the other has ended, ours goes on
-        monkeypatch.setattr(jobs, "last_line", lambda job: "epoch 1/5")
+    def locked_until_asked(folder):
+        found = is_locked(folder)
+        if found:
+            unlock(held[0])  # when the other has ended, ours goes on
+        return found
+
+    monkeypatch.setattr(jobs, "last_line", lambda job: "epoch 1/5")
     monkeypatch.setattr(jobs, "start", beaten)
+    monkeypatch.setattr(jobs, "locked", locked_until_asked)
     end, out, err = run("run", "mine", *SMALL)
     assert result in out and end == ("failed" in result) and ("exit code 0" in err) == ("failed" in result), (out, err)
+
+
+def test_a_folder_whose_lock_cannot_be_asked_stops_nothing_else(run, monkeypatch, tmp_path):
+    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"))
+    (tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/.lock").mkdir(parents=True)
+    code, out, err = run("run", "mine", *SMALL, "--epochs", "1")
+    assert code == 1 and "[2/2] synthetic-fc1-np" in out and err.count("failed: ") == 1 and "synthetic-fc1-bp-" in err, (out, err)
 
 
 @pytest.mark.parametrize("at_once, set_already, expected", [(1, None, None), (2, None, "3"), (4, None, "1"), (9, None, "1"), (2, "5", "5")])

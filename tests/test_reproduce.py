@@ -67,7 +67,7 @@ def test_run_go_on_table_plot_record(run, tmp_path):
     assert (tmp_path / "runs/reproduce/v2-figure3.svg").read_text().startswith("<?xml")
     code, out, _ = run("record")
     assert code == 0 and out.startswith("0 runs recorded")
-    assert "; 4 are unfinished, on stand-ins or on part of the data, 0 are shorter than recorded ones, and were left out" in out
+    assert "; left out: 4 unfinished, on stand-ins or on part of the data, 0 shorter than recorded ones" in out
     code, out, _ = run("list")
     assert "v2-figure3   One layer and three hidden layers on CIFAR-10 (v2, Figure 3): 2 of 12 cells run, 2 in part (fewer " in out
 
@@ -111,7 +111,7 @@ def test_what_is_recorded_stays(run, tmp_path):
     assert run("record")[0] == 0 and (tmp_path / "results/runs.tsv").read_text() != before
     before = (tmp_path / "results/runs.tsv").read_text()
     put("cifar10-fc1-bp-s0", 2, "finished")  # a shorter one is none to put in its place
-    assert ", 1 are shorter than recorded ones, " in run("record")[1] and (tmp_path / "results/runs.tsv").read_text() == before
+    assert ", 1 shorter than recorded ones" in run("record")[1] and (tmp_path / "results/runs.tsv").read_text() == before
 
 
 def test_what_is_recorded_need_not_be_run_again(run, tmp_path, monkeypatch):
@@ -363,7 +363,7 @@ def test_a_table_of_nothing_goes_nowhere(run, tmp_path):
     (tmp_path / "a.md").write_text("<!-- results: begin -->\nmine\n<!-- results: end -->\n")
     before = (tmp_path / "a.md").read_bytes()
     code, out, err = run("table", "v2-figure1", "v2-table1", "--into", "a.md")
-    assert code == 2 and "error: no table for a.md: v2-figure1, v2-table1 has nothing to run" in err
+    assert code == 2 and "error: no table for a.md: nothing is run for v2-figure1, v2-table1" in err
     assert (tmp_path / "a.md").read_bytes() == before
     assert run("table", "v2-figure1", "v2-figure2", "--into", "a.md")[0] == 0 and (tmp_path / "a.md").read_bytes() != before
 
@@ -402,7 +402,8 @@ def test_what_is_left_of_a_dry_run(run, tmp_path, monkeypatch):
     lines = run(*words)[1].splitlines()[1:]
     assert [(line.split()[3], line.endswith(" --resume")) for line in lines] == [("bp", True), ("np", False)]
     assert cifar10.main(shlex.split(lines[0])[2:]) == 0  # as it stands
-    assert "--method bp" not in run(*words)[1]
+    *_, said, line = run(*words)[1].splitlines()
+    assert said == "1 of 2 runs are done already" and "--method np" in line
 
 
 def test_own_runs_that_are_not_shown_are_told_of(run, tmp_path, monkeypatch):
@@ -417,6 +418,22 @@ def test_own_runs_that_are_not_shown_are_told_of(run, tmp_path, monkeypatch):
                        {"config": asdict(config), "environment": {}, "status": "finished", "rows": [row]})
     for command in ["table", "mine"], ["plot", "mine"], ["list"]:
         _, out, err = run(*command)
-        assert err.count("\n") == 1 and "note: 1 runs in runs/reproduce, such as synthetic-fc1-bp-limit-train-40-s0, are not shown" in err
+        assert err.count("\n") == 1 and "note: runs in runs/reproduce that are not shown: 1, such as synthetic-fc1-bp-limit-" in err
         assert run(*command, "--own")[2] == ""
     assert run("table", "v2-figure9")[2] == ""  # of other cells
+    own = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
+    log = read_log(own)
+    write_log(own, log["config"], log["environment"], [], "interrupted")  # which is nothing to show
+    assert run("table", "mine")[2] == ""
+
+
+def test_a_part_of_the_test_set_is_a_part(run, tmp_path, monkeypatch):
+    recipe(monkeypatch, Cell("bp", "fc1"), epochs=1)
+    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5, "seconds": 1.0}
+    for limit, said in (None, "1 of 1 cells run\n"), (50, "1 of 1 cells run, 1 in part (fewer seeds, epochs or data)\n"):
+        config = results.cell_config(Cell("bp", "fc1"), "cifar10", epochs=1, limit_test=limit)
+        folder = tmp_path / "runs/reproduce" / results.run_name(config)
+        folder.mkdir(parents=True)
+        write_log(folder / "log.h5", asdict(config), {}, [row], "finished")
+        assert f"mine         Mine (here): {said}" in run("list")[1]
+        shutil.rmtree(folder)

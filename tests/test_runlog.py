@@ -25,7 +25,10 @@ def test_log_round_trip(tmp_path):
         assert json.loads(file.attrs["config"])["lr"] == 0.1
     for rows in [{"a": 1, "b": 2.5}, {"b": 3, "a": 4}], [{"a": 1, "b": 2}, {"a": 1.5, "b": 3}]:  # columns by name, as wide as need be
         runlog.write_log(tmp_path / "log.h5", {}, {}, rows, "finished")
-        assert runlog.read_log(tmp_path / "log.h5")["rows"] == rows
+        found = runlog.read_log(tmp_path / "log.h5")["rows"]
+        assert found == rows and {type(row["a"]) for row in found} == {type(rows[-1]["a"] + rows[0]["a"])}
+    with pytest.raises(ValueError, match=r"rows must have the same columns, got \['a', 'b'\] and \['a'\]"):
+        runlog.write_log(tmp_path / "log.h5", {}, {}, [{"a": 1}, {"a": 2, "b": 3}], "finished")
     runlog.write_log(tmp_path / "log.h5", {}, {}, [], "finished")
     assert runlog.read_log(tmp_path / "log.h5")["rows"] == []
 

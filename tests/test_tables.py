@@ -44,6 +44,14 @@ def test_runs_as_long_as_most():
     assert tables.cell_line(cell, logs).endswith("| 40.0 / 40.0 | 2 | 2 | 2 | 1 of another length left out |")
     (name, _, _, drawn), = tables.curves([cell], logs)[0][2]
     assert name == "NP, 2 of 3 seeds" and [len(train) for train, _ in drawn] == [2, 2]
+    logs[2]["config"]["backend"] = "cupy"  # of what is left out nothing is said
+    assert tables.cell_line(cell, logs).endswith("| 1 of another length left out |")
+    for n, log in enumerate(logs.values(), 1):  # no two diverge in one epoch, and their peaks are all there is
+        log["status"], log["rows"] = f"diverged: NP diverged in epoch {n + 1}", log["rows"] * n
+    line = tables.cell_line(cell, logs)
+    assert "| 30.0 (10.0 to 40.0) | 30.0 (10.0 to 40.0) | -8.2 |" in line and "| 3 | 2 to 4 |" in line and "left out" not in line
+    (name, _, _, drawn), = tables.curves([cell], logs)[0][2]
+    assert name == "NP" and len(drawn) == 3
 
 
 def test_what_tells_cells_apart():
