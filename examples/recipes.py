@@ -127,7 +127,10 @@ AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options 
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
 WHY_TINY = AT_PAPERS_ALPHA + variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT])
 WHY_V1 = (*variants(V1_FC1 + V1_FC3, [c.method for c in V1_FC3], [STANDARD, UNIFORM]),
-          *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]))
+          *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]),
+          # half of the rates found, which are stable for the search's two epochs but not for ten
+          *(replace(c, options=(*c.options, STANDARD, UNIFORM, ("lr", lr)), search=None)
+            for c in V1_FC3 for method, lr in (("np", 1.024e-3), ("anp", 1.28e-4)) if c.method == method))
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
