@@ -126,9 +126,10 @@ WHY_DEEP = (*variants(FC6 + FC9, DECORRELATED, [AS_PRINTED]),
 AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options if option[0] != "decor_lr")) for c in TINY
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
 WHY_TINY = AT_PAPERS_ALPHA + variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT])
-WHY_V1 = (*variants(V1_FC1 + V1_FC3, [c.method for c in V1_FC3], [STANDARD, UNIFORM]),
+WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
+          *variants(V1_FC3, [c.method for c in V1_FC3 if c.method not in ("np", "anp")], [STANDARD, UNIFORM]),
           *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]),
-          # half of the rates found, which are stable for the search's two epochs but not for ten
+          # half of the rates that a search finds: they are stable for its two epochs, but not for ten
           *(replace(c, options=(*c.options, STANDARD, UNIFORM, ("lr", lr)), search=None)
             for c in V1_FC3 for method, lr in (("np", 1.024e-3), ("anp", 1.28e-4)) if c.method == method))
 

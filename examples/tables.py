@@ -112,7 +112,7 @@ def spread(values):
 def label(cell):
     """A cell's name in tables and legends."""
     words = {"noisy_baseline": "noisy baseline", "samples": "K = {}", "bias": "biases", "init": "{} weights", "inputs": "{} inputs",
-             "optimizer": "{}", "lr": "lr {:g}", "decor_lr": "α = {:g}"}
+             "optimizer": "{}", "loss": "{} loss", "anp_norm": "norm of the {}", "lr": "lr {:g}", "decor_lr": "α = {:g}"}
     shared = () if cell.search is None else ("loss", "optimizer", "anp_norm")  # by all cells whose rate is searched
     return ", ".join([cell.method.upper(), *(words.get(name, name + " {}").format(value) for name, value in cell.options
                                              if name not in shared)])
