@@ -1,5 +1,7 @@
 """The tables, and the curves that are drawn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import results
@@ -59,6 +61,7 @@ def test_what_tells_cells_apart():
     v1, tiny = Cell("danp", "fc3", options=(("loss", "mse"), ("optimizer", "sgd"), ("anp_norm", "layer"), ("inputs", "standard"),
                                             ("init", "uniform")), search=1e-6), Cell("bp", "fc1", options=(("optimizer", "adam-eps-hat"),))
     assert tables.label(v1) == "DANP, standard inputs, uniform weights" and tables.label(tiny) == "BP, adam-eps-hat"
+    assert tables.label(replace(v1, search=None)) == "DANP, mse loss, sgd, norm of the layer, standard inputs, uniform weights"
     for name, recipe in RECIPES.items():
         rows = [(cell.arch, tables.label(cell)) for cell in recipe.cells]
         assert len(set(rows)) == len(rows), name
