@@ -105,7 +105,8 @@ def plot_searches(logs, path):
             axes.plot(best["lr"], best["train_loss"], "*", ms=12, color=style["color"])
         start = max(log["rows"][0]["train_loss"] for log in shown)
         axes.set(title=", ".join(place), xlabel="learning rate (star: the best)", ylabel="training loss")
-        axes.set_ylim(top=min(axes.get_ylim()[1], 10 * start))  # a rate too large may end at 1e60
+        if axes.get_ylim()[1] > 10 * start:  # a rate too large may end at 1e60
+            axes.set_ylim(0.8 * np.nanmin([row["train_loss"] for log in shown for row in log["rows"]]), 10 * start)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
     return save(figure, path)
