@@ -129,7 +129,7 @@ WHY_TINY = AT_PAPERS_ALPHA + variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT])
 WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
           *variants(V1_FC3, [c.method for c in V1_FC3 if c.method not in ("np", "anp")], [STANDARD, UNIFORM]),
           *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]),
-          # half and a quarter of the rates that a search finds: they are stable for its two epochs, but not for ten
+          # half and a quarter of the rates that a search finds: they are stable for its two epochs, but not for twenty
           *(replace(c, options=(*c.options, STANDARD, UNIFORM, ("lr", lr)), search=None)
             for c in V1_FC3 for method, lr in (("anp", 1.28e-4), ("np", 5.12e-4)) if c.method == method))
 

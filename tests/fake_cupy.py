@@ -80,7 +80,7 @@ class ndarray:
 
 for _name in "shape ndim dtype size flags nbytes strides".split():
     setattr(ndarray, _name, property(lambda self, _name=_name: getattr(self._data, _name)))
-for _name in "reshape astype sum max argmax all any transpose view ravel copy".split():
+for _name in "reshape astype sum max argmax all any transpose view ravel copy diagonal".split():
     setattr(ndarray, _name, lambda self, *a, _name=_name, **k: _wrap(getattr(self._data, _name)(*_unwrap(a), **_unwrap(k))))
 for _name in "add sub mul truediv pow matmul lt le gt ge eq ne".split():
     def _forward(self, other, _f=getattr(operator, _name)):
@@ -139,7 +139,7 @@ def _refused(name):
 
 for _name in "shape size flags nbytes strides T real".split():
     setattr(_Traced, _name, property(_refused(_name)))
-for _name in "reshape sum max argmax all any transpose view ravel get item __getitem__ __len__ __iter__ __matmul__".split():
+for _name in "reshape sum max argmax all any transpose view ravel diagonal get item __getitem__ __len__ __iter__ __matmul__".split():
     setattr(_Traced, _name, _refused(_name))
 
 
