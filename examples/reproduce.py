@@ -79,8 +79,6 @@ def parse(arguments):
         parser.error("--results has no effect with --own: leave one out")
     if args.command != "record" and args.results is not None and not args.results.is_dir():
         parser.error(f"--results names a folder that is there, got {args.results}")
-    if args.command != "record" and args.results is not None and any(args.results.iterdir()) and not (args.results / "logs").is_dir():
-        parser.error(f"--results names a folder of recorded results, which are in a folder logs of it, got {args.results}")
     if args.command != "run" and args.runs is not None and not args.runs.is_dir():
         parser.error(f"--runs names a folder that is there, got {args.runs}")
     args.runs = args.runs or Path("runs") / "reproduce"
@@ -99,9 +97,16 @@ def main(arguments=None):
     return exit_code(lambda stop: commands[args.command](args, stop))
 
 
+def checked(results):
+    """The folder of recorded results. Raises ValueError for another folder with something in it."""
+    if results.is_dir() and not (results / "logs").is_dir() and any(results.iterdir()):
+        raise ValueError(f"--results names a folder of recorded results, which are in a folder logs of it, got {results}")
+    return results
+
+
 def shown_logs(args):
     """The logs that list, table and plot show: {name: log}. Own runs in whose place recorded ones are shown are told of on stderr."""
-    logs = gather(None if args.own else args.results, args.runs)
+    logs = gather(None if args.own else checked(args.results), args.runs)
     cells = [cell for name in getattr(args, "names", ()) or RECIPES if name in RECIPES for cell in RECIPES[name].cells]
 
     def shown(logs):
@@ -150,7 +155,7 @@ def run(args, stop):
             print(f"{name}: no cell is left by --methods, --archs and --samples", flush=True)
     chosen = {name: found for name in names if (found := data_set(name, args))}
     try:
-        recorded = gather(args.results, None)
+        recorded = gather(checked(args.results), None)
     except (ValueError, TypeError, OSError) as error:  # a damaged one
         if args.missing:
             raise

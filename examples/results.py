@@ -91,9 +91,9 @@ def check_name(name, log):
         names = [search_name(config_of(log)), search_name(config_of(log), shorter=True)]
         how = config.get("start"), config["factor"], config.get("seeds", [0])
         as_long = config["patience"] >= PATIENCE and config["most"] >= MOST
-        if name in names and not any(as_long and cell.search is not None and how[0] <= cell.search
-                                     and how[1:] == (2, [*range(recipe.search_seeds)])
-                                     for recipe in RECIPES.values() for cell in recipe.cells if matches(cell, config_of(log))):
+        if name in names and not (as_long and any(
+                cell.search is not None and how[0] <= cell.search and how[1:] == (2, [*range(recipe.search_seeds)])
+                for recipe in RECIPES.values() for cell in recipe.cells if matches(cell, config_of(log)))):
             raise ValueError(f"it is not the recipe's search, but one from {how[0]:g} on by a factor {how[1]:g} with seeds {how[2]}, "
                              f"patience {config['patience']} and at most {config['most']} rates: move it elsewhere")
     else:
