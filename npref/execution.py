@@ -11,12 +11,12 @@ from types import ModuleType
 import numpy as np
 
 from .backend import array_module
+from .kernels import launch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 # How many elements an elementwise loop on a CPU takes at a time: a megabyte of float32, a core's share of the cache. Between two operations
 # a thread waits for Python's lock; each must last long enough to make up for that.
 CACHE_BLOCK = 1 << 18
-C_TYPES = {"f": "float", "d": "double"}  # by dtype.char
 
 
 @lru_cache
@@ -98,47 +98,53 @@ def fused(xp: ModuleType, function, *constants):
     return bound if xp is np else xp.fuse(kernel_name=function.__name__)(bound)
 
 
-def weighted_sum(xp: ModuleType, weights, a, total=None):
-    """Σ_k weights[k, b] a[k, b, :], added to `total` if that is given: (k, B), (k, B, n) -> (B, n)."""
-    if xp is not np:  # CuPy's own einsum makes a batch of tiny matrix products
-        summed = _sum_on_gpu(xp, 0, weights[..., None], a)
-        if total is None:
-            return summed
-        total += summed
-        return total
-    out = np.empty(a.shape[1:], dtype=a.dtype) if total is None else total
-
-    def fill(blocks):
-        for b in blocks:
-            summed = np.einsum("kb,kbn->bn", weights[:, b], a[:, b])
-            out[b] = summed if total is None else out[b] + summed
-
-    in_blocks(xp, fill, a.shape[1], a.size // max(a.shape[1], 1))
-    return out
-
-
-def squares(xp: ModuleType, a):
-    """‖a[k, b]‖²: (k, B, n) -> (k, B)."""
+def weighted_sums(xp: ModuleType, weights, arrays, totals=None):
+    """Of each layer Σ_k weights[k, b] a[k, b, :], added in place to `totals` if they are given: lists of (k, B), (k, B, n) -> (B, n)."""
+    sums = [xp.empty(a.shape[1:], dtype=a.dtype) for a in arrays] if totals is None else totals
     if xp is not np:
-        rows = a.reshape(-1, a.shape[-1])  # CuPy launches a sum over rows sooner
-        return _sum_on_gpu(xp, 1, rows, rows).reshape(a.shape[:2])
-    out = np.empty(a.shape[:2], dtype=a.dtype)
+        launch(xp, "weighted_sum", [(out, w.ravel(), a.ravel(), *map(np.uint64, a.shape)) for out, w, a in zip(sums, weights, arrays)],
+               [np.uint64(totals is not None)])
+        return sums
+    for out, w, a in zip(sums, weights, arrays):
+        in_blocks(xp, partial(_weighted_sum, w, a, out, totals is not None), a.shape[1], a.size // max(a.shape[1], 1))
+    return sums
 
-    def fill(blocks):
-        for b in blocks:
-            out[:, b] = np.einsum("kbn,kbn->kb", a[:, b], a[:, b])
 
-    in_blocks(xp, fill, a.shape[1], a.size // max(a.shape[1], 1))
-    return out
+def _weighted_sum(weights, a, out, added, blocks):
+    for b in blocks:
+        summed = np.einsum("kb,kbn->bn", weights[:, b], a[:, b])
+        out[b] = out[b] + summed if added else summed
+
+
+def squares(xp: ModuleType, arrays):
+    """Of each layer ‖a[k, b]‖²: a list of (k, B, n) -> a list of (k, B)."""
+    outs = [xp.empty(a.shape[:2], dtype=a.dtype) for a in arrays]
+    if xp is not np:
+        parts = 32  # of a row, a thread each: so neighbouring threads read neighbouring numbers
+        sums = [xp.empty((out.size, parts), dtype=out.dtype) for out in outs]
+        launch(xp, "sums_of_squares", [(s, a.ravel(), np.uint64(out.size), np.uint64(a.shape[2])) for s, a, out in zip(sums, arrays, outs)],
+               [np.uint64(parts)])
+        launch(xp, "sums", [(out, s, np.uint64(out.size)) for s, out in zip(sums, outs)], [np.uint64(parts)])
+        return outs
+    for out, a in zip(outs, arrays):
+        in_blocks(xp, partial(_squares, a, out), a.shape[1], a.size // max(a.shape[1], 1))
+    return outs
+
+
+def _squares(a, out, blocks):
+    for b in blocks:
+        out[:, b] = np.einsum("kbn,kbn->kb", a[:, b], a[:, b])
 
 
 def column_squares(xp: ModuleType, x):
     """Σ_m x[m, i]²: (M, n) -> (n,)."""
-    return np.einsum("mi,mi->i", x, x) if xp is np else _sum_on_gpu(xp, 0, x, x)
+    if xp is np:
+        return np.einsum("mi,mi->i", x, x)
+    return fused(xp, _column_squares)(x)
 
 
-def _sum_on_gpu(xp, axis, a, b):
-    return fused(xp, _sum_of_products, axis)(a, b) if b.shape[axis] > 1 else (a * b).reshape(b.shape[:axis] + b.shape[axis + 1 :])
+def _column_squares(x):
+    return array_module(x).sum(x * x, axis=0)
 
 
 def mark_nonfinite(xp: ModuleType, arrays, marks) -> None:
@@ -150,39 +156,7 @@ def mark_nonfinite(xp: ModuleType, arrays, marks) -> None:
         for i, a in enumerate(arrays):
             marks[i] = a.sum()
         return
-    for i in range(0, len(arrays), 64):  # older CUDA has 4 KiB for a kernel's arguments
-        some = arrays[i : i + 64]
-        threads = min(max(1, *(a.size for a in some)), 1 << 18)
-        kernel = _mark_kernel(xp, "".join(a.dtype.char for a in some))
-        kernel(((threads + 255) // 256,), (256,), (marks[i : i + 64], *(x for a in some for x in (a.ravel(), np.uint64(a.size)))))
-
-
-MARK = r"""
-template <typename T> __device__ void look(const T* a, unsigned long long n, double* mark)
-{
-    unsigned long long threads = (unsigned long long)gridDim.x * blockDim.x;
-    for (unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += threads) {
-        T zero = a[i] - a[i];  // or not a number
-        if (zero != zero) *mark = a[i];
-    }
-}
-
-extern "C" __global__ void mark_nonfinite(double* marks, PARAMETERS)
-{
-    CALLS
-}
-"""
-
-
-@lru_cache
-def _mark_kernel(xp, chars):
-    parameters = ", ".join(f"const {C_TYPES[char]}* a{i}, unsigned long long n{i}" for i, char in enumerate(chars))
-    calls = " ".join(f"look(a{i}, n{i}, marks + {i});" for i in range(len(chars)))
-    return xp.RawKernel(MARK.replace("PARAMETERS", parameters).replace("CALLS", calls), "mark_nonfinite")
-
-
-def _sum_of_products(axis, a, b):
-    return array_module(a).sum(a * b, axis=axis)
+    launch(xp, "mark_nonfinite", [(a.ravel(), np.uint64(a.size), np.uint64(i)) for i, a in enumerate(arrays)], [marks])
 
 
 def keep_freed_memory() -> None:

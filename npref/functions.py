@@ -1,13 +1,16 @@
 """Activations with their derivatives, and per-sample losses with their gradients.
 
-Every function is one text for NumPy and CuPy, keeps the dtype of its array (losses excepted, see `loss`), and accepts
-complex arrays on NumPy, so that derivatives can be judged by complex steps.
+Every function keeps the dtype of its array (losses excepted, see `loss`), and accepts complex arrays on NumPy, so that derivatives can be
+judged by complex steps. All are one text for NumPy and CuPy but cross-entropy and `correct`, which a GPU does by kernels.py.
 """
 
-from math import inf, isfinite
+from math import inf, isfinite, prod
+
+import numpy as np
 
 from .backend import array_module
 from .execution import fused
+from .kernels import launch
 
 ACTIVATIONS = ("leaky_relu", "relu", "tanh", "identity", "step", "sign")
 LOSSES = ("cce", "mse", "mse-mean")
@@ -71,7 +74,10 @@ def loss(name, y, t):
     xp, axis = _check_targets(y, t), y.ndim - 1
     match name:
         case "cce":
-            return fused(xp, _cce, axis)(t, y, *_of_softmax(xp, y))
+            if xp is not np:
+                return _row_by_row("cross_entropy", xp.empty(y.shape[:-1]), y, t)
+            m, _, z = _of_softmax(y)
+            return np.sum(t * (m - _wide(y) + np.log(z)), axis=-1)  # -Σ_i t_i log softmax(y)_i
         case "mse":
             return fused(xp, _sum_of_squares, axis)(t, y)
         case "mse-mean":
@@ -86,8 +92,12 @@ def loss_gradient(name, y, t):
         raise TypeError(f"outputs must be floating-point, as their gradient is, got {y.dtype}")
     match name:
         case "cce":
-            total = t.sum(axis=-1, dtype=xp.result_type(t.dtype, xp.float64), keepdims=True)  # (B, 1)
-            return fused(xp, _cce_gradient)(t, y, *_of_softmax(xp, y), total)
+            if xp is not np:
+                out = xp.empty(y.shape, dtype=_real(y).dtype)
+                return _row_by_row("cross_entropy_gradient", out, y, t).astype(y.dtype, copy=False)
+            total = t.sum(axis=-1, dtype=np.result_type(t.dtype, np.float64), keepdims=True)  # (B, 1)
+            _, exponentials, z = _of_softmax(y)
+            return (total * (exponentials / z) - t).astype(y.dtype)  # (Σ_i t_i) softmax(y) - t
         case "mse":
             return fused(xp, _mse_gradient)(t, y, 2.0)
         case "mse-mean":
@@ -109,8 +119,10 @@ def one_hot(labels, classes, dtype="float32"):
 
 
 def correct(y, t):
-    """Whether the largest output is at the largest target: (B, n_out), (B, n_out) -> (B,) of bool. Raises as `loss`."""
-    _check_targets(y, t)
+    """Whether the largest output is at the largest target: (..., B, n_out), (B, n_out) -> (..., B) of bool. Raises as `loss`."""
+    xp = _check_targets(y, t)
+    if xp is not np:
+        return _row_by_row("correct", xp.empty(y.shape[:-1], dtype=bool), y, t)
     return y.argmax(axis=-1) == t.argmax(axis=-1)
 
 
@@ -152,25 +164,33 @@ def _check_targets(y, t):
     if t.ndim != 2 or y.shape[-2:] != t.shape:  # labels would be broadcast where there are as many samples as outputs
         raise ValueError(f"outputs must be (..., B, n_out) and targets (B, n_out), got {y.shape} and {t.shape}"
                          + ("; turn labels into one-hot rows with npref.one_hot" if y.ndim > 1 else ""))
+    if t.shape[1] == 0:
+        raise ValueError(f"outputs must be at least one a sample, got {y.shape}")
     return xp
 
 
-def _of_softmax(xp, y):
-    """m, the largest output of each sample, and z = Σ_i exp(y_i - m), both (..., 1): log softmax(y)_i is y_i - m - log z."""
+def _of_softmax(y):
+    """m, the largest output of each sample, exp(y_i - m), and z, their sum; m, z (..., 1): log softmax(y)_i is y_i - m - log z."""
     m = y.real.max(axis=-1)[..., None]
-    return m, fused(xp, _sum_of_exponentials, y.ndim - 1)(y, m)[..., None]
+    exponentials = np.exp(_wide(y) - m)  # (..., n_out)
+    return m, exponentials, exponentials.sum(axis=-1)[..., None]
+
+
+def _row_by_row(function, out, y, t):
+    """out, filled by that function of kernels.py, one thread for each row of y."""
+    rows = prod(y.shape[:-1])
+    launch(array_module(y), function, [(out, _real(y).ravel(), _real(t).ravel(), *map(np.uint64, (rows, *t.shape)))], threads=rows)
+    return out
+
+
+def _real(a):
+    """What kernels.py takes: float32 or float64. Integers beyond 2^53 are rounded, which NumPy's argmax does not do."""
+    if a.dtype.kind == "c":
+        raise TypeError(f"a GPU takes no complex outputs and targets, got {a.dtype}")
+    return a if a.dtype.char in "fd" else a.astype("float64")
 
 
 # What follows is fused, see execution.py.
-
-
-def _cce(axis, t, y, m, z):
-    xp = array_module(y)
-    return xp.sum(t * (m - _wide(y) + xp.log(z)), axis=axis)  # -Σ_i t_i log softmax(y)_i
-
-
-def _cce_gradient(t, y, m, z, total):
-    return (total * (array_module(y).exp(_wide(y) - m) / z) - t).astype(y.dtype)  # (Σ_i t_i) softmax(y) - t
 
 
 def _mse_gradient(t, y, factor):
@@ -179,11 +199,6 @@ def _mse_gradient(t, y, factor):
 
 def _sum_of_squares(axis, a, b):
     return array_module(a).sum((_wide(a) - b) ** 2, axis=axis)
-
-
-def _sum_of_exponentials(axis, y, m):
-    xp = array_module(y)
-    return xp.sum(xp.exp(_wide(y) - m), axis=axis)
 
 
 def _wide(y):

@@ -3,19 +3,20 @@
 Philox 4x64 with 10 rounds (Salmon et al. 2011) maps key = (seed, stream) and counter = (block, noise sample, layer, step)
 to a block of four 64-bit words. There is no state: any noise can be drawn again, a run resumes from (seed, step) alone, and
 splitting a batch or the K noise samples over calls or devices changes nothing. NumPy's own generator makes the words on the
-CPU; on a GPU one small kernel makes the same words, another normals of them at once.
+CPU; on a GPU a small kernel makes the same words, another normals of them at once (kernels.py).
 
 A batch row of a layer with N units owns whole blocks: row b's begin at b * ceil(N / 8) for Gaussian noise (a word makes two
 normals) and b * ceil(N / 256) for Rademacher noise (a word makes 64 signs). A convolution's units are taken position by
 position, channels innermost, and the array is handed out as (C, H, W).
 """
 
-from functools import lru_cache, partial
+from functools import partial
 from math import pi, prod
 
 import numpy as np
 
-from .execution import C_TYPES, in_blocks
+from .execution import in_blocks
+from .kernels import launch
 
 NOISE, BASELINE, WEIGHTS, SHUFFLE, IMAGES = range(5)  # streams: the second word of the key
 KINDS = ("gaussian", "rademacher")
@@ -30,7 +31,7 @@ def words(xp, seed, stream, counter, blocks, samples=1):
         whole = sum(int(c) << 64 * i for i, c in enumerate(counter))  # NumPy counts up before it makes a block, hence the - 1
         return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256).random_raw(4 * blocks)
     out = xp.empty(4 * blocks * samples, dtype=xp.uint64)
-    _launch(_noise_kernel(xp, "philox_words"), out, blocks, samples, (seed, stream, *counter))
+    launch(xp, "words", [(out, *map(np.uint64, (blocks, samples, seed, stream, *counter)))], threads=blocks * samples)
     return out
 
 
@@ -38,8 +39,8 @@ def normals(w, dtype, sigma=1.0, out=None):
     """Normals N(0, σ²) by Box-Muller, in `out` if given: (rows, n) words -> (rows, 2n), the n cosine halves before the n sine halves.
 
     Each word gives two 32-bit uniforms u = (integer + 1/2) / 2^32: the low half sets the radius sqrt(-2 log u), the high half
-    the angle 2 pi u. The words, and so the numbers up to rounding, are the same for float32 and float64. This is for a CPU; a GPU has a
-    kernel that makes the words, too.
+    the angle 2 pi u. The words, and so the numbers up to rounding, are the same for float32 and float64. This is for a CPU; a GPU's
+    kernel makes the words, too.
     """
     n, unsigned, signed = w.shape[-1], w.view(np.uint32), w.view(np.int32)  # little-endian: the low half of a word comes first
     z = np.empty((*w.shape[:-1], 2 * n), dtype=dtype) if out is None else out
@@ -67,6 +68,11 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
     "gaussian": N(0, sigma^2). "rademacher": +sigma or -sigma, one bit a unit, the same covariance. `layer` counts from 0. Raises ValueError
     for another kind or dtype, for rows that are no range of consecutive ones, and for a seed or an index outside [0, 2^64).
     """
+    return draw_layers(xp, kind, [(layer, shape)], sigma, seed=seed, step=step, samples=samples, rows=rows, dtype=dtype, stream=stream)[0]
+
+
+def draw_layers(xp, kind, layers, sigma, *, seed, step, samples, rows, dtype, stream=NOISE):
+    """`draw` for several layers, (index, shape) each, which are one launch on a GPU: a tuple."""
     if kind not in KINDS:
         raise ValueError(f"unknown noise {kind!r}: expected one of {', '.join(KINDS)}")
     if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
@@ -75,21 +81,18 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
         raise TypeError(f"samples must be a list or range of noise samples' indices, got {samples!r}")
     if not isinstance(rows, range) or rows.step != 1:
         raise ValueError(f"rows must be a range of consecutive ones, got {rows}")
-    units = prod(shape)
-    blocks = -(-units // (8 if kind == "gaussian" else 256))  # a row's
-    out = xp.empty((len(samples), len(rows), units), dtype=dtype)
     signs = _sign_table(xp, dtype, sigma) if kind == "rademacher" else None
     consecutive = isinstance(samples, range) and samples.step == 1
     together = max(1, len(samples)) if consecutive and xp is not np else 1  # noise samples at a time: on a GPU launches cost
+    outs = [xp.empty((len(samples), len(rows), prod(shape)), dtype=dtype) for _, shape in layers]
 
-    def fill(parts, k):
+    def fill(out, layer, sample, parts):
+        units = out.shape[-1]
+        per_row = _blocks(kind, units)
         for part in parts:
-            target = out[k : k + together, part].reshape(-1, units)  # a view
-            counter = ((rows.start + part.start) * blocks, samples[k], layer, step)
-            if kind == "gaussian" and xp is not np:
-                _normals_on_gpu(xp, target, sigma, blocks, together, seed, stream, counter)
-                continue
-            w = words(xp, seed, stream, counter, (part.stop - part.start) * blocks, together).reshape(len(target), -1)
+            target = out[:, part].reshape(-1, units)  # a view
+            counter = ((rows.start + part.start) * per_row, sample, layer, step)
+            w = words(xp, seed, stream, counter, (part.stop - part.start) * per_row, len(out)).reshape(len(target), -1)
             if kind == "rademacher":
                 target[...] = xp.take(signs, w.view(xp.uint8), axis=0).reshape(len(w), -1)[:, :units]
             elif units == 2 * w.shape[1]:
@@ -98,11 +101,26 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
                 target[...] = normals(w, dtype, float(sigma))[:, :units]
 
     for k in range(0, len(samples), together):
-        in_blocks(xp, partial(fill, k=k), len(rows), units)
+        parts = [(out[k : k + together], layer) for out, (layer, _) in zip(outs, layers)]
+        if kind == "gaussian" and xp is not np:
+            _normals_on_gpu(xp, parts, sigma, seed, stream, samples[k], step, rows)
+            continue
+        for out, layer in parts:
+            in_blocks(xp, partial(fill, out, layer, samples[k]), len(rows), out.shape[-1])
+    return tuple(_shaped(out, shape) for out, (_, shape) in zip(outs, layers))
+
+
+def _blocks(kind, units):
+    """How many blocks a batch row of so many units owns."""
+    return -(-units // (8 if kind == "gaussian" else 256))
+
+
+def _shaped(out, shape):
+    """(K, B, units) as (K, B, *shape)."""
     if len(shape) == 3:  # (C, H, W), in memory as (H, W, C)
         C, H, W = shape
-        return out.reshape(len(samples), len(rows), H, W, C).transpose(0, 1, 4, 2, 3)
-    return out.reshape(len(samples), len(rows), *shape)
+        return out.reshape(*out.shape[:2], H, W, C).transpose(0, 1, 4, 2, 3)
+    return out.reshape(*out.shape[:2], *shape)
 
 
 def _sign_table(xp, dtype, sigma):
@@ -122,12 +140,16 @@ def permutation(seed, epoch, n):
     return np.argsort(words(np, seed, SHUFFLE, (0, 0, 0, epoch), -(-n // 4))[:n], kind="stable")
 
 
-def _normals_on_gpu(xp, out, sigma, blocks, samples, seed, stream, counter):
-    """The `normals` of each row of out, (samples * B, units): `blocks` blocks are a row's, its last perhaps in part."""
-    per_sample = len(out) // samples * blocks
-    _check_words(seed, stream, counter, per_sample)
-    kernel = _noise_kernel(xp, "philox_normals", out.dtype.char)
-    _launch(kernel, out, per_sample, samples, (seed, stream, *counter), np.uint64(out.shape[1]), np.uint64(blocks), np.float64(sigma))
+def _normals_on_gpu(xp, layers, sigma, seed, stream, sample, step, rows):
+    """The `normals` of consecutive noise samples from `sample` on, in each layer's array; layers: ((samples, B, units), index) each."""
+    items, threads = [], 0
+    for out, layer in layers:
+        per_row = _blocks("gaussian", out.shape[-1])
+        first, blocks = rows.start * per_row, len(rows) * per_row
+        _check_words(seed, stream, (first, sample, layer, step), blocks)
+        items.append((out, *map(np.uint64, (*out.shape, per_row, first, layer))))
+        threads = max(threads, len(out) * blocks)
+    launch(xp, "normals", items, (*map(np.uint64, (seed, stream, sample, step)), np.float64(sigma)), threads)
 
 
 def _check_words(seed, stream, counter, blocks):
@@ -141,67 +163,3 @@ def _check_words(seed, stream, counter, blocks):
             whole = False
         if not whole:
             raise ValueError(f"{name} must be a whole number in [0, 2^64), got {number}")
-
-
-def _launch(kernel, out, blocks, samples, where, *more):
-    """A thread for each of `blocks` blocks of each of `samples` noise samples."""
-    kernel(((blocks * samples + 255) // 256,), (256,), (out, *(np.uint64(w) for w in (blocks, samples, *where)), *more))
-
-
-@lru_cache
-def _noise_kernel(xp, name, char="d"):
-    return xp.RawKernel(f"typedef {C_TYPES[char]} T;\n" + KERNELS, name)
-
-
-# One thread makes one block. __umul64hi is the high half of a 64 x 64 bit product, one intrinsic on a GPU.
-KERNELS = r"""
-__device__ void philox4x64_10(unsigned long long* c, unsigned long long k0, unsigned long long k1)
-{
-    const unsigned long long m0 = 0xD2E7470EE14C6C93ULL, m1 = 0xCA5A826395121157ULL;
-    for (int round = 0; round < 10; ++round) {
-        unsigned long long high0 = __umul64hi(m0, c[0]), low0 = m0 * c[0];
-        unsigned long long high1 = __umul64hi(m1, c[2]), low1 = m1 * c[2];
-        c[0] = high1 ^ c[1] ^ k0;
-        c[1] = low1;
-        c[2] = high0 ^ c[3] ^ k1;
-        c[3] = low0;
-        k0 += 0x9E3779B97F4A7C15ULL;
-        k1 += 0xBB67AE8584CAA73BULL;
-    }
-}
-
-extern "C" __global__ void philox_words(unsigned long long* out, unsigned long long blocks, unsigned long long samples,
-                                        unsigned long long k0, unsigned long long k1,
-                                        unsigned long long c0, unsigned long long c1,
-                                        unsigned long long c2, unsigned long long c3)
-{
-    unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= blocks * samples) return;
-    unsigned long long c[4] = {c0 + i % blocks, c1 + i / blocks, c2, c3};
-    philox4x64_10(c, k0, k1);
-    for (int w = 0; w < 4; ++w) out[4 * i + w] = c[w];
-}
-
-extern "C" __global__ void philox_normals(T* out, unsigned long long blocks, unsigned long long samples,
-                                          unsigned long long k0, unsigned long long k1,
-                                          unsigned long long c0, unsigned long long c1,
-                                          unsigned long long c2, unsigned long long c3,
-                                          unsigned long long units, unsigned long long row_blocks, double sigma)
-{
-    unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= blocks * samples) return;
-    unsigned long long c[4] = {c0 + i % blocks, c1 + i / blocks, c2, c3};
-    philox4x64_10(c, k0, k1);
-    T* row = out + i / row_blocks * units;
-    const T turn = 6.283185307179586 / 4294967296.0;  // see `normals`
-    for (int w = 0; w < 4; ++w) {
-        T u = (T)(unsigned)c[w] * (T)(1 / 4294967296.0) + (T)(0.5 / 4294967296.0);
-        T angle = (T)(int)(c[w] >> 32) * turn + turn / 2;
-        T radius = sqrt((T)-2 * log(u));
-        unsigned long long j = 4 * (i % row_blocks) + w;
-        if (j < units) row[j] = cos(angle) * radius * (T)sigma;
-        j += 4 * row_blocks;
-        if (j < units) row[j] = sin(angle) * radius * (T)sigma;
-    }
-}
-"""

@@ -8,6 +8,7 @@ import numpy as np
 from .backend import array_module
 from .execution import elementwise
 from .functions import finite
+from .kernels import launch
 
 OPTIMIZERS = ("adam", "adam-eps-hat", "sgd")
 
@@ -30,7 +31,11 @@ def init_adam(parameters):
 def sgd_step(parameters, updates, lr):
     """W ← W - η ΔW, in place. Raises ValueError or TypeError for arrays or a rate that do not fit; then nothing has changed."""
     xp, lr = _check(parameters, updates), finite("lr", lr)
-    for p, d in zip(parameters, _wide_enough(xp, parameters, updates)):
+    updates = _wide_enough(xp, parameters, updates)
+    if xp is not np:
+        launch(xp, "sgd", [(p, d.ravel(), np.uint64(p.size)) for p, d in zip(parameters, updates)], [np.float64(lr)])
+        return
+    for p, d in zip(parameters, updates):
         p -= lr * d
 
 
@@ -59,9 +64,12 @@ def adam_step(parameters, updates, state, lr, *, beta1=0.9, beta2=0.999, eps=1e-
         eps = eps * correction2
     rate = lr * correction2 / correction1
     numbers = (beta1, 1 - beta1, beta2, 1 - beta2, eps, rate)
-    for arrays in zip(parameters, _wide_enough(xp, parameters, updates), state.m, state.v):
-        # (n, 1): a CPU's blocks cut the last axis but one
-        elementwise(xp, _adam, [a.reshape(-1, 1) for a in arrays] if xp is np else arrays, numbers)
+    layers = zip(parameters, _wide_enough(xp, parameters, updates), state.m, state.v)
+    if xp is not np:
+        launch(xp, "adam", [(p, d.ravel(), m, v, np.uint64(p.size)) for p, d, m, v in layers], [*map(np.float64, numbers)])
+        return
+    for arrays in layers:
+        elementwise(xp, _adam, [a.reshape(-1, 1) for a in arrays], numbers)  # (n, 1): blocks cut the last axis but one
 
 
 def _wide_enough(xp, parameters, updates):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import prod
 
 from .backend import array_module
-from .execution import elementwise, fused, squares, weighted_sum
+from .execution import elementwise, fused, squares, weighted_sums
 from .functions import activate, derivative, finite, loss_gradient
 from .functions import loss as loss_of
 from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
@@ -89,13 +89,12 @@ def np_update(network, params, x, t, noise, *, sigma2, loss="cce", baseline=None
     if sigma2 <= 0:
         raise ValueError(f"sigma2 must be positive and finite, got {sigma2}")
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
-    errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params, trace.A)
+    errors, dL, multiply = None, [], _multiplier(params, trace.A)
     for eps in _checked(network, x, noise):
-        y, _, _ = _noisy_pass(network, multiply, trace, eps)
+        y, _ = _noisy_pass(network, multiply, trace, eps)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
         coefficient = (dL[-1] / (sigma2 * len(x))).astype(y.dtype)  # δL / σ² / B, (k, B)
-        for l, eps_l in enumerate(eps):
-            errors[l] = weighted_sum(xp, coefficient, eps_l, errors[l])  # (B, N_l)
+        errors = weighted_sums(xp, [coefficient] * len(eps), eps, errors)  # (B, N_l) per layer
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -107,12 +106,12 @@ def inp_update(network, params, x, t, noise, *, loss="cce"):
     """
     xp = check_batch(network, params, x, t)
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, None)
-    errors, dL, multiply = [None] * len(network.layers), [], _multiplier(params, trace.A)
+    errors, dL, multiply = None, [], _multiplier(params, trace.A)
     for v in _checked(network, x, noise):
         dL.append(_layerwise_losses(network, multiply, trace, v, t, loss) - clean_loss)  # (k, L, B)
-        for l, N_l in enumerate(network.units):
-            coefficient = fused(xp, _quotient)(N_l / len(x), dL[-1][:, l], squares(xp, v[l]))  # N_l δL_l / ‖v_l‖² / B, (k, B)
-            errors[l] = weighted_sum(xp, coefficient, v[l], errors[l])  # (B, N_l)
+        coefficients = [fused(xp, _quotient)(N_l / len(x), dL[-1][:, l], norm2_l)  # N_l δL_l / ‖v_l‖² / B, (k, B)
+                        for l, (N_l, norm2_l) in enumerate(zip(network.units, squares(xp, v)))]
+        errors = weighted_sums(xp, coefficients, v, errors)  # (B, N_l) per layer
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -127,16 +126,16 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
     if norm not in ANP_NORMS:
         raise ValueError(f"unknown norm {norm!r}: expected {' or '.join(ANP_NORMS)}")
     trace, clean_loss = _baseline_pass(network, params, x, t, loss, baseline)
-    errors, dL, multiply, N = [None] * len(network.layers), [], _multiplier(params, trace.A), sum(network.units)
+    errors, dL, multiply, N = None, [], _multiplier(params, trace.A), sum(network.units)
     for eps in _checked(network, x, noise):
-        y, da, norm2 = _noisy_pass(network, multiply, trace, eps, differences=True)
+        y, da = _noisy_pass(network, multiply, trace, eps, differences=True)
         dL.append(loss_of(loss, y, t) - clean_loss)  # (k, B)
+        norm2 = squares(xp, da)  # ‖δa_l‖², (k, B) per layer
         if norm == "network":
-            coefficient = [fused(xp, _quotient)(N / len(x), dL[-1], *norm2)] * len(da)  # N δL / ‖δa‖² / B, (k, B)
+            coefficients = [fused(xp, _quotient)(N / len(x), dL[-1], *norm2)] * len(da)  # N δL / ‖δa‖² / B, (k, B)
         else:
-            coefficient = [fused(xp, _quotient)(N / len(x), dL[-1], norm2_l) for norm2_l in norm2]
-        for l, da_l in enumerate(da):
-            errors[l] = weighted_sum(xp, coefficient[l], da_l, errors[l])  # (B, N_l)
+            coefficients = [fused(xp, _quotient)(N / len(x), dL[-1], norm2_l) for norm2_l in norm2]
+        errors = weighted_sums(xp, coefficients, da, errors)  # (B, N_l) per layer
     return _update(params, trace, errors, clean_loss, dL)
 
 
@@ -170,11 +169,11 @@ def _baseline_pass(network, params, x, t, loss, baseline):
 
 
 def _noisy_pass(network, multiply, trace, eps, differences=False):
-    """A noisy pass for each noise sample of a group: outputs (k, B, n_L), and if asked for δa_l (k, B, N_l) and ‖δa_l‖² (k, B) per layer.
+    """A noisy pass for each noise sample of a group: outputs (k, B, n_L), and if asked for δa_l (k, B, N_l) per layer.
 
     The first layer's product is the clean pass's.
     """
-    xp, x, da, norm2 = array_module(trace.y), None, [], []
+    xp, x, da = array_module(trace.y), None, []
     for l, (layer, eps_l) in enumerate(zip(network.layers, eps)):  # (k, B, N_l)
         if l == 0:
             product, a_tilde = trace.drive.reshape(eps_l.shape[1:]), xp.empty(eps_l.shape, dtype=eps_l.dtype)
@@ -184,11 +183,10 @@ def _noisy_pass(network, multiply, trace, eps, differences=False):
             x = xp.empty(eps_l.shape, dtype=eps_l.dtype)
             _perturb(xp, layer, a_tilde, eps_l, product, x, minus=trace.a[l].reshape(eps_l.shape[1:]))
             da.append(a_tilde)
-            norm2.append(squares(xp, a_tilde))
         else:
             _perturb(xp, layer, a_tilde, eps_l, product)
             x = a_tilde
-    return x, da, norm2
+    return x, da
 
 
 def _layerwise_losses(network, multiply, trace, v, t, loss):

@@ -69,9 +69,8 @@ def noise_groups(config, network, step, rows, xp, samples=None):
 
 
 def _noise(config, network, step, samples, rows, xp, stream):
-    return tuple(noise.draw(xp, config.noise, shape, config.sigma2**0.5, seed=config.seed, step=step, layer=l,
-                            samples=samples, rows=rows, dtype=config.dtype, stream=stream)
-                 for l, shape in enumerate(network.shapes[1:]))
+    return noise.draw_layers(xp, config.noise, list(enumerate(network.shapes[1:])), config.sigma2**0.5, seed=config.seed, step=step,
+                             samples=samples, rows=rows, dtype=config.dtype, stream=stream)
 
 
 def compute_update(config, network, params, x, t, step, samples=None):

@@ -72,6 +72,12 @@ def real_cupy():
         pytest.skip(f"needs a GPU: {error}")
 
 
+@pytest.fixture(params=["fake_cupy", "real_cupy"])
+def device(request):
+    """The stand-in for CuPy, then CuPy itself."""
+    return request.getfixturevalue(request.param)
+
+
 def real_data(place, title):
     """Where the folder or file `place` of a real data set is; the test is skipped if it is not on this machine."""
     from npref import datasets

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from npref import execution, to_host
-from npref.execution import column_squares, elementwise, fused, mark_nonfinite, squares, weighted_sum
+from npref.execution import column_squares, elementwise, fused, mark_nonfinite, squares, weighted_sums
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 7])
@@ -165,21 +165,30 @@ def test_an_interrupt_while_threads_are_started_leaves_none_waiting(monkeypatch)
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("block", [1, 10, 1 << 18])
-def test_sums_are_those_of_einsum(fake_cupy, k, block, monkeypatch):
+def test_sums_are_those_of_einsum(device, k, block, monkeypatch):
     monkeypatch.setattr(execution, "CACHE_BLOCK", block)
     rng = np.random.default_rng(0)
-    weights, a = rng.random(size=(k, 4)) * [1, -1, 1, -1], rng.random(size=(k, 4, 5))  # no sum has terms of both signs
+    weights, a = rng.random(size=(k, 4)) * [1, -1, 1, -1], rng.random(size=(k, 4, 75))  # no sum has terms of both signs
     close = dict(rtol=8 * np.finfo(float).eps, atol=0)
-    for xp in np, fake_cupy:
+    for xp in np, device:
         there = xp.asarray(a)
-        for found, expected in ((weighted_sum(xp, xp.asarray(weights), there), np.einsum("kb,kbn->bn", weights, a)),
-                                (squares(xp, there), np.einsum("kbn,kbn->kb", a, a)),
+        wider = rng.random(size=(k, 4, 7))  # layers of different widths, weights of their own
+        both, weights_there = [there, xp.asarray(wider)], [xp.asarray(weights), xp.asarray(2 * weights)]
+        for found, expected in ((weighted_sums(xp, [xp.asarray(weights)], [there])[0], np.einsum("kb,kbn->bn", weights, a)),
+                                (squares(xp, both)[0], np.einsum("kbn,kbn->kb", a, a)),
+                                (squares(xp, both)[1], np.einsum("kbn,kbn->kb", wider, wider)),
                                 (column_squares(xp, there[0]), np.einsum("mi,mi->i", a[0], a[0])),
                                 (column_squares(xp, there[:, 0]), np.einsum("mi,mi->i", a[:, 0], a[:, 0]))):
             assert found.shape == expected.shape and np.allclose(to_host(found), expected, **close)
-        total = weighted_sum(xp, xp.asarray(weights), there)
-        assert weighted_sum(xp, xp.asarray(weights[::-1].copy()), there, total) is total
-        assert np.allclose(to_host(total), np.einsum("kb,kbn->bn", weights + weights[::-1], a), **close)
+        totals = weighted_sums(xp, weights_there, both)
+        again = weighted_sums(xp, [xp.asarray(weights[::-1].copy())] * 2, both, totals)
+        assert all(one is other for one, other in zip(again, totals, strict=True))
+        for total, w, layer in zip(totals, (weights + weights[::-1], 2 * weights + weights[::-1]), (a, wider), strict=True):
+            assert np.allclose(to_host(total), np.einsum("kb,kbn->bn", w, layer), **close)
+        strided = xp.asarray(np.ascontiguousarray(a.transpose(2, 0, 1))).transpose(1, 2, 0)
+        assert np.allclose(to_host(weighted_sums(xp, [xp.asarray(np.ascontiguousarray(weights.T)).T], [strided])[0]),
+                           np.einsum("kb,kbn->bn", weights, a), **close)
+        assert weighted_sums(xp, [], []) == squares(xp, []) == []
 
 
 def check_marks(xp, n, dtype):

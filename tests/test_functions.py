@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npref import functions as fn
+from npref import to_host
 
 A = np.array([-2.0, -0.5, 0.0, 0.5, 2.0])
 
@@ -97,6 +98,69 @@ def test_one_hot_and_correct():
     t = fn.one_hot(np.array([2, 0]), 3)
     assert t.tolist() == [[0, 0, 1], [1, 0, 0]] and t.dtype == np.float32
     assert fn.correct(np.array([[0, 1, 5.0], [0, 3, 1]]), t).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("t_dtype", ["float32", "float64", "float16", "int64", "bool"])
+@pytest.mark.parametrize("y_dtype", ["float32", "float64", "float16"])
+def test_a_device_computes_cross_entropy_as_a_cpu_does(device, y_dtype, t_dtype):
+    rng, eps = np.random.default_rng(0), np.finfo(float).eps
+    y = (3 * rng.normal(size=(70, 5, 12))).astype(y_dtype).transpose(1, 0, 2)  # not contiguous
+    t = (3 * rng.uniform(size=(12, 70))).astype(t_dtype).T  # targets that do not sum to 1
+    y_there, t_there = device.asarray(y.transpose(1, 0, 2)).transpose(1, 0, 2), device.asarray(t.T).T
+    wide, T = y.astype(float), t.astype(float)
+    m, log_z = wide.max(axis=-1, keepdims=True), np.log(np.exp(wide - wide.max(axis=-1, keepdims=True)).sum(axis=-1, keepdims=True))
+    losses, scale = fn.loss("cce", y_there, t_there), (T * (m - wide + log_z)).sum(axis=-1)
+    assert losses.shape == (5, 70) and losses.dtype == np.float64
+    assert (np.abs(to_host(losses) - fn.loss("cce", y, t)) <= 12 * eps * scale).all()
+    gradient, expected = to_host(fn.loss_gradient("cce", y_there[1], t_there)), fn.loss_gradient("cce", y[1], t)
+    assert gradient.dtype == y_dtype and gradient.shape == (70, 12)
+    scale = T.sum(axis=-1, keepdims=True) * np.exp(wide - m - log_z)[1] + T
+    rounding = 12 * eps * scale + (y_dtype != "float64") * np.spacing(np.abs(expected))  # which the last rounding may make of it
+    assert (np.abs(gradient.astype(float) - expected) <= rounding).all()
+
+
+def test_a_device_computes_cross_entropy_of_large_outputs_and_of_what_is_not_finite(device):
+    y = np.array([[1e4, 0.0], [-1e4, 0.0], [np.nan, 0.0], [0.0, np.nan], [np.inf, 0.0]], dtype=np.float32)
+    t = np.array([[0.0, 1.0]] * 5, dtype=np.float32)
+    with np.errstate(invalid="ignore"):
+        expected = fn.loss("cce", y, t)
+        expected_gradient = fn.loss_gradient("cce", y, t)
+    assert np.array_equal(to_host(fn.loss("cce", device.asarray(y), device.asarray(t))), expected, equal_nan=True)
+    assert np.array_equal(to_host(fn.loss_gradient("cce", device.asarray(y), device.asarray(t))), expected_gradient, equal_nan=True)
+    assert expected[:2].tolist() == [1e4, 0] and expected_gradient[:2].tolist() == [[1, -1], [0, 0]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_a_device_finds_what_is_correct_as_a_cpu_does(device, dtype):
+    """Of equals the first counts; so does what is not a number, of all."""
+    rng = np.random.default_rng(0)
+    y, t = rng.integers(0, 3, (4, 90, 5)).astype(dtype), rng.integers(0, 2, (90, 5)).astype("float32")
+    if dtype != "int64":
+        y[rng.random(y.shape) < 0.1] = np.nan
+    expected = fn.correct(y, t)
+    assert expected.shape == (4, 90) and 0 < expected.sum() < expected.size
+    assert np.array_equal(expected, y.argmax(axis=-1) == t.argmax(axis=-1))
+    found = fn.correct(device.asarray(y), device.asarray(t))
+    assert found.dtype == bool and np.array_equal(to_host(found), expected)
+    large = np.array([[2**24, 2**24 + 1]])  # which float32 cannot tell apart
+    for one, other in (large, large[:, ::-1]), (large[:, ::-1], large), (large, large), (large[:, ::-1], large[:, ::-1]):
+        assert to_host(fn.correct(device.asarray(one.copy()), device.asarray(other.copy()))).tolist() == fn.correct(one, other).tolist()
+
+
+def test_what_a_device_cannot_take_is_refused(device):
+    t = device.asarray(np.ones((2, 3)))
+    for call in partial(fn.loss, "cce"), partial(fn.loss_gradient, "cce"), fn.correct:
+        for pair in (t.astype(complex), t), (t, t.astype(complex)):
+            with pytest.raises(TypeError, match="a GPU takes no complex outputs and targets, got complex128"):
+                call(*pair)
+
+
+def test_samples_without_outputs_are_refused(fake_cupy):
+    for xp in np, fake_cupy:
+        empty = xp.asarray(np.ones((2, 0)))
+        for call in partial(fn.loss, "cce"), partial(fn.loss_gradient, "mse"), fn.correct:
+            with pytest.raises(ValueError, match=r"outputs must be at least one a sample, got \(2, 0\)"):
+                call(empty, empty)
 
 
 def test_shapes_that_would_only_broadcast_are_refused():

@@ -54,7 +54,7 @@ def test_a_device_draws_all_noise_samples_at_once(fake_cupy, kind, samples, shap
 def test_the_kernel_keeps_to_a_row(fake_cupy, units):
     """Its last block makes more than the row's units, behind which lies another's memory."""
     a = fake_cupy.asarray(np.full((7, units), 9.0))
-    noise._normals_on_gpu(fake_cupy, a[:6], 1.0, -(-units // 8), 2, 3, noise.NOISE, (0, 0, 0, 0))
+    noise._normals_on_gpu(fake_cupy, [(a[:6].reshape(2, 3, units), 0)], 1.0, 3, noise.NOISE, 0, 0, range(3))
     assert (a.get()[:6] < 7).all() and (a.get()[6] == 9).all()
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from npref import adam_step, init_adam, sgd_step
+from npref import adam_step, init_adam, kernels, sgd_step, to_host
 from npref.optim import AdamState
 
 
@@ -200,6 +200,40 @@ def test_a_numpy_rate_is_the_same_as_pythons():
             results.append(w[0].copy())
             step([results[-1]], d, lr)
         assert np.array_equal(*results) and not np.array_equal(results[0], w[0])
+
+
+@pytest.mark.parametrize("dtype, of_updates", [("float32", "float32"), ("float64", "float64"), ("float32", "float64"),
+                                               ("float64", "float16"), ("float32", "int8")])
+def test_a_device_steps_as_a_cpu_does(device, monkeypatch, dtype, of_updates):
+    """Of parameters more than one launch takes, and of one that is larger than there are threads."""
+    monkeypatch.setattr(kernels, "FULL", 512)
+    rng, eps = np.random.default_rng(0), np.finfo(dtype).eps
+    shapes = [(3, 5), (60, 50), (1,), *[(2, 2)] * 197]
+    start = [rng.normal(size=shape).astype(dtype) for shape in shapes]
+    updates = [[(3 * rng.normal(size=shape[::-1])).astype(of_updates).T for shape in shapes] for _ in range(3)]  # not contiguous
+    for step in (sgd_step, lambda p, d, lr: adam_step(p, d, state, lr), lambda p, d, lr: adam_step(p, d, state, lr, eps_hat=True, eps=0.1)):
+        found = []
+        for xp in np, device:
+            p = [xp.asarray(w.copy()) for w in start]
+            state = init_adam(p)
+            for d in updates:
+                step(p, [xp.asarray(np.ascontiguousarray(a.T)).T for a in d], 0.125)
+            found.append([[to_host(a) for a in arrays] for arrays in (p, state.m, state.v)])
+        for name, here, there in zip("pmv", *found, strict=True):
+            for a, b, w in zip(here, there, start, strict=True):
+                assert a.dtype == b.dtype == dtype and not np.array_equal(a, w)
+                assert np.abs(a - b).max() <= 8 * eps * max(np.abs(a).max(), np.abs(w).max()), name
+
+
+def test_updates_in_float64_are_not_rounded_before_their_rate_on_a_device(device):
+    """Of weights in float32, which could not hold them: 1e300 times 1e-300, 1e50 times 2^-53, and (1e25)^2 times 2^-53."""
+    p, d = [device.asarray(np.zeros(1, "float32"))], [device.asarray(np.array([1e300]))]
+    sgd_step(p, d, 1e-300)
+    assert to_host(p[0]).tolist() == [-1]
+    for d, name in (1e50, "m"), (1e25, "v"):
+        state = init_adam(p)
+        adam_step(p, [device.asarray(np.array([d]))], state, 1.0, beta1=1 - 2**-53, beta2=1 - 2**-53)
+        assert to_host(getattr(state, name)[0]).tolist() == [np.float32(1e50 * 2**-53)]
 
 
 def test_arrays_of_two_backends_are_refused_before_anything_changes(fake_cupy):
