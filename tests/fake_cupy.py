@@ -1,9 +1,9 @@
 """A stand-in for CuPy on machines without a GPU: NumPy inside, CuPy's refusals outside.
 
 Like CuPy, its arrays are never converted to NumPy arrays implicitly, never mix with them, and reductions give 0-d arrays. Unlike
-CuPy it counts what leaves the device, in `counts["to_host"]`, and it has only the functions listed here, all of which CuPy has.
-RawKernel compiles the CUDA text with the machine's C++ compiler and runs every thread in turn. A fused function gets arrays and
-numbers that refuse what CuPy's tracing cannot see or gets wrong.
+CuPy it counts what leaves the device and how often kernels of our own are launched, in `counts`, and it has only the functions listed
+here, all of which CuPy has. RawKernel compiles the CUDA text with the machine's C++ compiler and runs every thread in turn. A fused
+function gets arrays and numbers that refuse what CuPy's tracing cannot see or gets wrong.
 """
 
 import collections
@@ -227,6 +227,7 @@ class RawKernel:
             self.launch = ctypes.CDLL(str(library)).launch
 
     def __call__(self, grid, block, arguments):
+        counts["kernels"] += 1
         assert min(*grid, *block) > 0, "an invalid launch"
         assert 8 * len(arguments) <= 4096, "more arguments than older CUDA takes"
         given = [f"{self.TYPES[a.dtype.name]}{'*' * isinstance(a, ndarray)}" for a in arguments]

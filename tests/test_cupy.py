@@ -77,7 +77,20 @@ def compare(config, xp, exact=False):
 @pytest.mark.parametrize("config", configs, ids=lambda c: c.method)
 def test_a_training_step_on_the_stand_in(fake_cupy, config):
     transfers = compare(config, fake_cupy, exact=True)
+    del transfers["kernels"]
     assert transfers == {"to_host": 3}, "one transfer to the host a step, and none to the device"
+
+
+@pytest.mark.parametrize("method, kernels", [("bp", 5), ("np", 7), ("inp", 9), ("anp", 9)])
+def test_our_kernels_are_launched_once_for_all_layers(fake_cupy, method, kernels):
+    """BP: loss, its gradient, correct, marks, Adam. Others: noise, two losses, weighted sums, the last three; squares are two more."""
+    config = Config(method=method, samples=1)
+    for layers in 1, 5:
+        network = Network((6,), (*[Dense(5)] * layers, Dense(4, activation="identity")))
+        state, x = initial_state(config, network, fake_cupy), fake_cupy.asarray(np.ones((3, 6), "float32"))
+        fake_cupy.counts.clear()
+        training_step(config, network, state, x, fake_cupy.asarray(np.eye(3, 4, dtype="float32")), 0)
+        assert fake_cupy.counts["kernels"] == kernels
 
 
 @pytest.mark.parametrize("config", configs, ids=lambda c: c.method)
