@@ -125,7 +125,8 @@ WHY_DEEP = (*variants(FC6 + FC9, DECORRELATED, [AS_PRINTED]),
             *variants(FC6, ("danp",), [UNIFORM, AS_PRINTED], [GLOROT, AS_PRINTED], [("lr", 1e-3)]))
 AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options if option[0] != "decor_lr")) for c in TINY
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
-WHY_TINY = AT_PAPERS_ALPHA + variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT])
+WHY_TINY = (*AT_PAPERS_ALPHA, *variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT]),
+            *variants(TINY, ("bp",), [("lr", 1e-3)]))  # the other methods' rate there
 WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
           *variants(V1_FC3, [c.method for c in V1_FC3 if c.method not in ("np", "anp")], [STANDARD, UNIFORM]),
           *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]),
@@ -178,8 +179,8 @@ RECIPES["why-conv"] = Recipe("Table 3's convolutional network with other reading
                              "not in the paper", CONV + WHY_CONV, seeds=1)
 RECIPES["why-deep"] = Recipe("Table 3's six and nine hidden layers at Table 2's rate, and with other initial weights or another rate",
                              "not in the paper", FC6 + FC9 + WHY_DEEP, epochs=25, seeds=1)
-RECIPES["why-tiny"] = Recipe("Table 4 at the paper's α = 1e-3, with He's weights, and DANP with Glorot's", "not in the paper",
-                             WHY_TINY, seeds=1)
+RECIPES["why-tiny"] = Recipe("Table 4 at the paper's α = 1e-3, with He's weights; DANP with Glorot's; BP at the other methods' rate",
+                             "not in the paper", WHY_TINY, seeds=1)
 RECIPES["why-v1"] = Recipe("v1's Table 3 with other readings of the text: pixels, initial weights", "not in the paper", WHY_V1, epochs=100,
                            seeds=1)
 
