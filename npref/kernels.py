@@ -65,21 +65,30 @@ __device__ void philox4x64_10(u64* c, u64 k0, u64 k1)
     }
 }
 
-// noise.words: out (samples, blocks, 4)
-__device__ void words(u64 i, u64 threads, u64* out, u64 blocks, u64 samples, u64 k0, u64 k1, u64 c0, u64 c1, u64 c2, u64 c3)
+// The noise of a layer: out (samples, rows, units); `per_row` blocks are a row's, the last of them perhaps in part. c0, the first block,
+// and c2 are the layer's own, the other words all layers'. Not inlined: for many layers that takes long to compile.
+
+// +sigma or -sigma, a byte's eight at a time, its lowest bit first
+template <typename T>
+__device__ __noinline__ void rademacher(u64 i, u64 threads, T* out, u64 samples, u64 rows, u64 units, u64 per_row, u64 c0, u64 c2,
+                                        u64 k0, u64 k1, u64 c1, u64 c3, double sigma)
 {
-    for (; i < blocks * samples; i += threads) {
-        u64 c[4] = {c0 + i % blocks, c1 + i / blocks, c2, c3};
+    for (; i < samples * rows * per_row * 32; i += threads) {
+        u64 block = i / 32, byte = i % 32;
+        u64 c[4] = {c0 + block % (rows * per_row), c1 + block / (rows * per_row), c2, c3};
         philox4x64_10(c, k0, k1);
-        for (int w = 0; w < 4; ++w) out[4 * i + w] = c[w];
+        T* row = out + block / per_row * units;
+        for (int bit = 0; bit < 8; ++bit) {
+            u64 j = 8 * (i % (32 * per_row)) + bit;
+            if (j < units) row[j] = c[byte / 8] >> (8 * (byte % 8) + bit) & 1 ? (T)sigma : -(T)sigma;
+        }
     }
 }
 
-// noise.normals of a layer: out (samples, rows, units); `per_row` blocks are a row's, the last of them perhaps in part. c0, the first
-// block, and c2 are the layer's own, the other words all layers'. Not inlined: for many layers that takes long to compile.
+// as noise.normals: a block's eight at a time, the cosine halves of a row before the sine halves
 template <typename T>
-__device__ __noinline__ void normals(u64 i, u64 threads, T* out, u64 samples, u64 rows, u64 units, u64 per_row, u64 c0, u64 c2,
-                                     u64 k0, u64 k1, u64 c1, u64 c3, double sigma)
+__device__ __noinline__ void gaussian(u64 i, u64 threads, T* out, u64 samples, u64 rows, u64 units, u64 per_row, u64 c0, u64 c2,
+                                      u64 k0, u64 k1, u64 c1, u64 c3, double sigma)
 {
     const T turn = 6.283185307179586 / 4294967296.0;  // of a signed integer, see noise.normals
     u64 blocks = rows * per_row;

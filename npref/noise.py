@@ -3,7 +3,7 @@
 Philox 4x64 with 10 rounds (Salmon et al. 2011) maps key = (seed, stream) and counter = (block, noise sample, layer, step)
 to a block of four 64-bit words. There is no state: any noise can be drawn again, a run resumes from (seed, step) alone, and
 splitting a batch or the K noise samples over calls or devices changes nothing. NumPy's own generator makes the words on the
-CPU; on a GPU a small kernel makes the same words, another normals of them at once (kernels.py).
+CPU; a GPU makes the same, and normals or signs of them at once, in one kernel (kernels.py).
 
 A batch row of a layer with N units owns whole blocks: row b's begin at b * ceil(N / 8) for Gaussian noise (a word makes two
 normals) and b * ceil(N / 256) for Rademacher noise (a word makes 64 signs). A convolution's units are taken position by
@@ -22,17 +22,11 @@ NOISE, BASELINE, WEIGHTS, SHUFFLE, IMAGES = range(5)  # streams: the second word
 KINDS = ("gaussian", "rademacher")
 
 
-def words(xp, seed, stream, counter, blocks, samples=1):
-    """`blocks` consecutive Philox blocks from counter = (block, sample, layer, step) on, for each of `samples` consecutive noise samples
-    (on a CPU there is one): (samples * 4 * blocks,) of uint64."""
+def words(seed, stream, counter, blocks):
+    """`blocks` consecutive Philox blocks from counter = (block, noise sample, layer, step) on: (4 * blocks,) of uint64, on the host."""
     _check_words(seed, stream, counter, blocks)
-    if xp is np:
-        assert samples == 1
-        whole = sum(int(c) << 64 * i for i, c in enumerate(counter))  # NumPy counts up before it makes a block, hence the - 1
-        return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256).random_raw(4 * blocks)
-    out = xp.empty(4 * blocks * samples, dtype=xp.uint64)
-    launch(xp, "words", [(out, *map(np.uint64, (blocks, samples, seed, stream, *counter)))], threads=blocks * samples)
-    return out
+    whole = sum(int(c) << 64 * i for i, c in enumerate(counter))  # NumPy counts up before it makes a block, hence the - 1
+    return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=(whole - 1) % 2**256).random_raw(4 * blocks)
 
 
 def normals(w, dtype, sigma=1.0, out=None):
@@ -81,33 +75,42 @@ def draw_layers(xp, kind, layers, sigma, *, seed, step, samples, rows, dtype, st
         raise TypeError(f"samples must be a list or range of noise samples' indices, got {samples!r}")
     if not isinstance(rows, range) or rows.step != 1:
         raise ValueError(f"rows must be a range of consecutive ones, got {rows}")
-    signs = _sign_table(xp, dtype, sigma) if kind == "rademacher" else None
-    consecutive = isinstance(samples, range) and samples.step == 1
-    together = max(1, len(samples)) if consecutive and xp is not np else 1  # noise samples at a time: on a GPU launches cost
     outs = [xp.empty((len(samples), len(rows), prod(shape)), dtype=dtype) for _, shape in layers]
-
-    def fill(out, layer, sample, parts):
-        units = out.shape[-1]
-        per_row = _blocks(kind, units)
-        for part in parts:
-            target = out[:, part].reshape(-1, units)  # a view
-            counter = ((rows.start + part.start) * per_row, sample, layer, step)
-            w = words(xp, seed, stream, counter, (part.stop - part.start) * per_row, len(out)).reshape(len(target), -1)
-            if kind == "rademacher":
-                target[...] = xp.take(signs, w.view(xp.uint8), axis=0).reshape(len(w), -1)[:, :units]
-            elif units == 2 * w.shape[1]:
-                normals(w, dtype, float(sigma), out=target)
-            else:  # the last block of a row makes more than its units
-                target[...] = normals(w, dtype, float(sigma))[:, :units]
-
-    for k in range(0, len(samples), together):
-        parts = [(out[k : k + together], layer) for out, (layer, _) in zip(outs, layers)]
-        if kind == "gaussian" and xp is not np:
-            _normals_on_gpu(xp, parts, sigma, seed, stream, samples[k], step, rows)
-            continue
-        for out, layer in parts:
-            in_blocks(xp, partial(fill, out, layer, samples[k]), len(rows), out.shape[-1])
+    parts = [(out, index) for out, (index, _) in zip(outs, layers)]
+    if xp is not np:
+        consecutive = isinstance(samples, range) and samples.step == 1  # then they are one launch
+        together = max(1, len(samples)) if consecutive else 1
+        for k in range(0, len(samples), together):
+            some = [(out[k : k + together], index) for out, index in parts]
+            _draw_on_gpu(xp, kind, some, sigma, seed, stream, samples[k], step, rows)
+    else:
+        fill = partial(_fill_signs, _sign_table(dtype, sigma)) if kind == "rademacher" else partial(_fill_normals, float(sigma))
+        for k, sample in enumerate(samples):
+            for out, index in parts:
+                words_of = partial(_words_of_rows, seed, stream, (sample, index, step), rows.start, _blocks(kind, out.shape[-1]))
+                in_blocks(np, partial(fill, out[k], words_of), len(rows), out.shape[-1])
     return tuple(_shaped(out, shape) for out, (_, shape) in zip(outs, layers))
+
+
+def _words_of_rows(seed, stream, where, start, per_row, part):
+    """The words of some rows, a slice that counts from row `start` on, `per_row` blocks each: (rows, 4 * per_row)."""
+    w = words(seed, stream, ((start + part.start) * per_row, *where), (part.stop - part.start) * per_row)
+    return w.reshape(part.stop - part.start, 4 * per_row)
+
+
+def _fill_signs(table, out, words_of, parts):
+    for part in parts:
+        w = words_of(part)
+        out[part] = np.take(table, w.view(np.uint8), axis=0).reshape(len(w), -1)[:, : out.shape[-1]]
+
+
+def _fill_normals(sigma, out, words_of, parts):
+    for part in parts:
+        w = words_of(part)
+        if out.shape[-1] == 2 * w.shape[1]:
+            normals(w, out.dtype, sigma, out=out[part])
+        else:  # the last block of a row makes more than its units
+            out[part] = normals(w, out.dtype, sigma)[:, : out.shape[-1]]
 
 
 def _blocks(kind, units):
@@ -123,33 +126,33 @@ def _shaped(out, shape):
     return out.reshape(*out.shape[:2], *shape)
 
 
-def _sign_table(xp, dtype, sigma):
+def _sign_table(dtype, sigma):
     """Row b has the eight signs of the byte b, its lowest bit first: (256, 8)."""
-    bits = xp.unpackbits(xp.arange(256, dtype=xp.uint8), bitorder="little").reshape(256, 8)
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="little").reshape(256, 8)
     return (bits.astype(dtype) * 2 - 1) * sigma
 
 
 def uniforms(seed, stream, layer, n):
     """n numbers in (0, 1) with 52 random bits each, float64, on the host: for initialisation, not for noise."""
-    w = words(np, seed, stream, (0, 0, layer, 0), -(-n // 4))[:n]
+    w = words(seed, stream, (0, 0, layer, 0), -(-n // 4))[:n]
     return (w >> np.uint64(12)) * 2.0**-52 + 2.0**-53  # exact; a 53rd bit would round some sums, the last to 1
 
 
 def permutation(seed, epoch, n):
     """The order of the n training samples in an epoch: (n,) of int64, on the host."""
-    return np.argsort(words(np, seed, SHUFFLE, (0, 0, 0, epoch), -(-n // 4))[:n], kind="stable")
+    return np.argsort(words(seed, SHUFFLE, (0, 0, 0, epoch), -(-n // 4))[:n], kind="stable")
 
 
-def _normals_on_gpu(xp, layers, sigma, seed, stream, sample, step, rows):
-    """The `normals` of consecutive noise samples from `sample` on, in each layer's array; layers: ((samples, B, units), index) each."""
+def _draw_on_gpu(xp, kind, layers, sigma, seed, stream, sample, step, rows):
+    """The noise of consecutive noise samples from `sample` on, in each layer's array; layers: ((samples, B, units), index) each."""
     items, threads = [], 0
     for out, layer in layers:
-        per_row = _blocks("gaussian", out.shape[-1])
+        per_row = _blocks(kind, out.shape[-1])
         first, blocks = rows.start * per_row, len(rows) * per_row
         _check_words(seed, stream, (first, sample, layer, step), blocks)
         items.append((out, *map(np.uint64, (*out.shape, per_row, first, layer))))
-        threads = max(threads, len(out) * blocks)
-    launch(xp, "normals", items, (*map(np.uint64, (seed, stream, sample, step)), np.float64(sigma)), threads)
+        threads = max(threads, len(out) * blocks * (32 if kind == "rademacher" else 1))  # a byte's signs each, or a block's normals
+    launch(xp, kind, items, (*map(np.uint64, (seed, stream, sample, step)), np.float64(sigma)), threads)
 
 
 def _check_words(seed, stream, counter, blocks):

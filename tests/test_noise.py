@@ -22,18 +22,26 @@ def draw(kind="gaussian", shape=(13,), sigma=1.0, **changes):
 
 @pytest.mark.parametrize("counter, key, block", KNOWN)
 def test_words_are_philox(counter, key, block):
-    assert noise.words(np, *key, counter, 1).tolist() == list(block)
+    assert noise.words(*key, counter, 1).tolist() == list(block)
+
+
+def signs(xp, key, counter, blocks=1, samples=1):
+    """The words that 256 signs a row are, as a device makes no others: (samples * 4 * blocks,) of uint64."""
+    (seed, stream), (block, sample, layer, step) = key, counter
+    drawn = noise.draw(xp, "rademacher", (256,), 1.0, seed=seed, stream=stream, step=step, layer=layer, dtype=np.float32,
+                       samples=range(sample, sample + samples), rows=range(block, block + blocks))
+    return np.packbits(to_host(drawn) > 0, bitorder="little").view(np.uint64)
 
 
 @pytest.mark.parametrize("counter, key, block", KNOWN)
-def test_the_kernel_makes_the_same_words(fake_cupy, counter, key, block):
-    assert noise.words(fake_cupy, *key, counter, 1).get().tolist() == list(block)
+def test_a_device_makes_the_same_words(device, counter, key, block):
+    assert signs(device, key, counter).tolist() == list(block)
     counter = (7, *counter[1:])
-    expected = noise.words(np, *key, counter, 1000)
-    assert np.array_equal(noise.words(fake_cupy, *key, counter, 1000).get(), expected)
-    several = noise.words(fake_cupy, *key, (7, 5, *counter[2:]), 1000, samples=3).get().reshape(3, -1)  # consecutive noise samples
+    expected = noise.words(*key, counter, 1000)
+    assert np.array_equal(signs(device, key, counter, 1000), expected) and np.array_equal(signs(np, key, counter, 1000), expected)
+    several = signs(device, key, (7, 5, *counter[2:]), 1000, samples=3).reshape(3, -1)  # consecutive noise samples
     for k in range(3):
-        assert np.array_equal(several[k], noise.words(np, *key, (7, 5 + k, *counter[2:]), 1000))
+        assert np.array_equal(several[k], noise.words(*key, (7, 5 + k, *counter[2:]), 1000))
 
 
 @pytest.mark.parametrize("kind", noise.KINDS)
@@ -50,18 +58,16 @@ def test_a_device_draws_all_noise_samples_at_once(fake_cupy, kind, samples, shap
         assert np.abs(there.get() - here).max(initial=0) <= rounding
 
 
-@pytest.mark.parametrize("units", [1, 3, 5, 13])
-def test_the_kernel_keeps_to_a_row(fake_cupy, units):
+@pytest.mark.parametrize("kind", noise.KINDS)
+@pytest.mark.parametrize("units", [1, 3, 5, 13, 260])
+def test_the_kernel_keeps_to_a_row(device, kind, units):
     """Its last block makes more than the row's units, behind which lies another's memory."""
-    a = fake_cupy.asarray(np.full((7, units), 9.0))
-    noise._normals_on_gpu(fake_cupy, [(a[:6].reshape(2, 3, units), 0)], 1.0, 3, noise.NOISE, 0, 0, range(3))
+    a = device.asarray(np.full((7, units), 9.0))
+    noise._draw_on_gpu(device, kind, [(a[:6].reshape(2, 3, units), 0)], 1.0, 3, noise.NOISE, 0, 0, range(3))
     assert (a.get()[:6] < 7).all() and (a.get()[6] == 9).all()
 
 
-def test_words_and_noise_on_a_gpu(real_cupy):
-    for counter, key, block in KNOWN:
-        assert noise.words(real_cupy, *key, counter, 1).get().tolist() == list(block)
-    assert np.array_equal(noise.words(real_cupy, 1, 2, (3, 4, 5, 6), 100_000).get(), noise.words(np, 1, 2, (3, 4, 5, 6), 100_000))
+def test_noise_on_a_gpu(real_cupy):
     for kind in noise.KINDS:
         for shape in (3, 5, 4), (16,):
             a, b = (noise.draw(xp, kind, shape, 0.5, **{**WHERE, "dtype": np.float32}) for xp in (real_cupy, np))
@@ -129,7 +135,7 @@ def test_rademacher_noise_is_two_valued_and_balanced():
 
 def test_rademacher_bits_are_the_words_bits():
     z = draw("rademacher", (70,), sigma=1.0, samples=range(1), rows=range(2))[0, 1]
-    w = noise.words(np, 3, noise.NOISE, (1, 0, 1, 5), 1)  # a row of 70 signs takes one block of 256 bits
+    w = noise.words(3, noise.NOISE, (1, 0, 1, 5), 1)  # a row of 70 signs takes one block of 256 bits
     assert [(1 if int(w[i // 64]) >> (i % 64) & 1 else -1) for i in range(70)] == z.tolist()
 
 
@@ -223,9 +229,9 @@ def test_uniforms_lie_inside_the_open_interval(monkeypatch):
 def test_uniforms_and_permutations_are_where_the_docstring_says():
     """Counter = (block, noise sample, layer, step), an epoch for a permutation's step: a run can be drawn again by anyone."""
     u = noise.uniforms(3, noise.WEIGHTS, 2, 6)
-    assert np.allclose(u, noise.words(np, 3, noise.WEIGHTS, (0, 0, 2, 0), 2)[:6] / 2.0**64, rtol=0, atol=2.0**-51)
+    assert np.allclose(u, noise.words(3, noise.WEIGHTS, (0, 0, 2, 0), 2)[:6] / 2.0**64, rtol=0, atol=2.0**-51)
     order = noise.permutation(3, 7, 6)
-    drawn = noise.words(np, 3, noise.SHUFFLE, (0, 0, 0, 7), 2)[:6].tolist()
+    drawn = noise.words(3, noise.SHUFFLE, (0, 0, 0, 7), 2)[:6].tolist()
     assert order.tolist() == sorted(range(6), key=drawn.__getitem__)
 
 

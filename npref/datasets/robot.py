@@ -69,7 +69,7 @@ def trajectories(n, times, interval=0.1):
     interval: between samples, s.
     """
     count = 2 + 2 * 7  # of numbers a wave
-    numbers = noise.words(np, 0, noise.IMAGES, (0, 0, 0, 4), -(-n * WAVES * count // 4))[: n * WAVES * count]
+    numbers = noise.words(0, noise.IMAGES, (0, 0, 0, 4), -(-n * WAVES * count // 4))[: n * WAVES * count]
     uniform = (numbers >> np.uint64(11)).reshape(n, 1, WAVES, count) * 2.0**-53  # in [0, 1)
     frequency = 0.1 * 10 ** uniform[..., :1]
     amplitude = (0.2 + uniform[..., 2:9]) / frequency
