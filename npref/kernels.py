@@ -11,7 +11,7 @@ import numpy as np
 
 ARGUMENTS = 512  # of 8 bytes each: older CUDA has 4 KiB for a kernel's
 FULL = 1 << 18  # threads that fill a large GPU
-C_TYPES = {"f": "float*", "d": "double*", "?": "bool*", "L": "u64*", "Q": "u64*", np.uint64: "u64", np.float64: "double"}
+C_TYPES = {"f": "float*", "d": "double*", "?": "bool*", np.uint64: "u64", np.float64: "double"}
 
 
 def launch(xp, function, items, shared=(), threads=None):
