@@ -130,6 +130,9 @@ WHY_TINY = (*AT_PAPERS_ALPHA, *variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT]
 WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
           *variants(V1_FC3, [c.method for c in V1_FC3 if c.method not in ("np", "anp")], [STANDARD, UNIFORM]),
           *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]),
+          # the norm of the network, as v1's Appendix C derives it
+          *(replace(c, options=(("loss", "mse"), ("optimizer", "sgd"), ("anp_norm", "network"), STANDARD, UNIFORM))
+            for c in V1_FC3 if "anp" in c.method),
           # half and a quarter of the rates that a search finds: they are stable for its two epochs, but not for twenty
           *(replace(c, options=(*c.options, STANDARD, UNIFORM, ("lr", lr)), search=None)
             for c in V1_FC3 for method, lr in (("anp", 1.28e-4), ("np", 5.12e-4)) if c.method == method))
@@ -181,8 +184,8 @@ RECIPES["why-deep"] = Recipe("Table 3's six and nine hidden layers at Table 2's 
                              "not in the paper", FC6 + FC9 + WHY_DEEP, epochs=25, seeds=1)
 RECIPES["why-tiny"] = Recipe("Table 4 at the paper's α = 1e-3, with He's weights; DANP with Glorot's; BP at the other methods' rate",
                              "not in the paper", WHY_TINY, seeds=1)
-RECIPES["why-v1"] = Recipe("v1's Table 3 with other readings of the text: pixels, initial weights", "not in the paper", WHY_V1, epochs=100,
-                           seeds=1)
+RECIPES["why-v1"] = Recipe("v1's Table 3 with other readings of the text: pixels, initial weights, ANP's norm", "not in the paper", WHY_V1,
+                           epochs=100, seeds=1)
 
 NOT_RUN = {
     "v2-figure1": "an illustration: see npref/equations.py", "v1-figure5": "an illustration: see npref/equations.py",

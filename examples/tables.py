@@ -113,9 +113,9 @@ def label(cell):
     """A cell's name in tables and legends."""
     words = {"noisy_baseline": "noisy baseline", "samples": "K = {}", "bias": "biases", "init": "{} weights", "inputs": "{} inputs",
              "optimizer": "{}", "loss": "{} loss", "anp_norm": "norm of the {}", "lr": "lr {:g}", "decor_lr": "α = {:g}"}
-    shared = () if cell.search is None else ("loss", "optimizer", "anp_norm")  # by all cells whose rate is searched
-    return ", ".join([cell.method.upper(), *(words.get(name, name + " {}").format(value) for name, value in cell.options
-                                             if name not in shared)])
+    told = [(name, value) for name, value in cell.options if cell.search is None  # what all cells whose rate is searched share is not
+            or name not in ("loss", "optimizer") and (name, value) != ("anp_norm", "layer")]
+    return ", ".join([cell.method.upper(), *(words.get(name, name + " {}").format(value) for name, value in told)])
 
 
 def alike(logs):

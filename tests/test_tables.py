@@ -61,6 +61,8 @@ def test_what_tells_cells_apart():
     v1, tiny = Cell("danp", "fc3", options=(("loss", "mse"), ("optimizer", "sgd"), ("anp_norm", "layer"), ("inputs", "standard"),
                                             ("init", "uniform")), search=1e-6), Cell("bp", "fc1", options=(("optimizer", "adam-eps-hat"),))
     assert tables.label(v1) == "DANP, standard inputs, uniform weights" and tables.label(tiny) == "BP, adam-eps-hat"
+    network = tuple((name, "network" if name == "anp_norm" else value) for name, value in v1.options)
+    assert tables.label(replace(v1, options=network)) == "DANP, norm of the network, standard inputs, uniform weights"
     assert tables.label(replace(v1, search=None)) == "DANP, mse loss, sgd, norm of the layer, standard inputs, uniform weights"
     for name, recipe in RECIPES.items():
         rows = [(cell.arch, tables.label(cell)) for cell in recipe.cells]
