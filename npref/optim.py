@@ -79,17 +79,16 @@ def _wide_enough(xp, parameters, updates):
 
 def _adam(p, d, m, v, beta1, rest1, beta2, rest2, eps, rate):
     """m ← β₁ m + rest₁ d, v ← β₂ v + rest₂ d², p ← p - rate m / (√v + eps)."""
-    xp = array_module(p)
     work = d * rest1
     m *= beta1
     m += work
-    xp.multiply(d, d, out=work)
+    np.multiply(d, d, out=work)
     work *= rest2
     v *= beta2
     v += work
-    xp.sqrt(v, out=work)
+    np.sqrt(v, out=work)
     work += eps
-    xp.divide(m, work, out=work)
+    np.divide(m, work, out=work)
     work *= rate
     p -= work
 
