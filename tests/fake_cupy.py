@@ -212,8 +212,7 @@ class RawKernel:
                 %s(%s);
     }
     """
-    TYPES = {"uint64": "u64",  # as kernels.py calls it
-              "float32": "float", "float64": "double", "bool": "bool"}
+    TYPES = {"uint64": "u64", "float32": "float", "float64": "double", "bool": "bool"}  # u64 as kernels.py has it
 
     def __init__(self, text, name):
         with tempfile.TemporaryDirectory() as folder:

@@ -220,9 +220,11 @@ def test_a_device_steps_as_a_cpu_does(device, monkeypatch, dtype, of_updates):
                 step(p, [xp.asarray(np.ascontiguousarray(a.T)).T for a in d], 0.125)
             found.append([[to_host(a) for a in arrays] for arrays in (p, state.m, state.v)])
         for name, here, there in zip("pmv", *found, strict=True):
-            for a, b, w in zip(here, there, start, strict=True):
+            for i, (a, b, w) in enumerate(zip(here, there, start, strict=True)):
+                largest = max(np.abs(d[i].astype(float)).max() for d in updates)
+                scale = {"p": max(np.abs(a).max(), np.abs(w).max()), "m": 0.3 * largest, "v": np.abs(a).max()}[name]  # m may cancel
                 assert a.dtype == b.dtype == dtype and not np.array_equal(a, w)
-                assert np.abs(a - b).max() <= 8 * eps * max(np.abs(a).max(), np.abs(w).max()), name
+                assert np.abs(a - b).max() <= 8 * eps * scale, name
 
 
 def test_updates_in_float64_are_not_rounded_before_their_rate_on_a_device(device):
