@@ -7,7 +7,9 @@ sets do as well, with --dataset.
 import installed  # noqa: F401  isort: skip  says so in one line where npref is not
 import argparse
 import importlib
+import os
 import signal
+import stat
 import sys
 import warnings
 from contextlib import contextmanager, suppress
@@ -28,6 +30,8 @@ from npref.optim import OPTIMIZERS
 from npref.rules import ANP_NORMS
 from npref.runlog import changes, environment, read_log
 from npref.train import Diverged, Interrupted, train
+
+HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
 
 # Flags that are part of the run's configuration: name -> (choices or type, help). Defaults are Config's.
 FLAGS = {
@@ -134,6 +138,9 @@ def exit_code(work):
     try:
         def ask(number, frame):  # the first signal asks for a clean stop, the second ends it here, a third would do so anywhere
             stopping.append(number)
+            if number == HANGUP:  # as a terminal closes, from the shell and from the system: so a second one is not a second wish
+                silence_terminal()
+                return
             if len(stopping) > 1:
                 for each in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(each, signal.SIG_DFL)
@@ -143,6 +150,8 @@ def exit_code(work):
 
         signal.signal(signal.SIGINT, ask)
         signal.signal(signal.SIGTERM, ask)
+        if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(HANGUP, ask)
         return work(lambda: bool(stopping))
     except Interrupted as error:
         print(error, file=sys.stderr)
@@ -159,6 +168,16 @@ def exit_code(work):
     except (ValueError, TypeError, OSError, BackendUnavailable) as error:
         print(in_words(error), file=sys.stderr)
         return 2
+
+
+def silence_terminal():
+    """Lead output that went to a terminal nowhere: once that has closed, to write is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for standard in (1, 2):
+        with suppress(OSError):  # closed by the caller
+            if stat.S_ISCHR(os.fstat(standard).st_mode):  # isatty is false once it has closed
+                os.dup2(nowhere, standard)
+    os.close(nowhere)
 
 
 def run(args, given, stop):

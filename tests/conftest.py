@@ -20,10 +20,18 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]  # as `python examp
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
+def handlers():
+    """Whatever takes signals ({number: handler}) does so again after the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys, handlers):
     """A function that calls a script's `main` with words, in an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 
     def call(main, *words):
         try:
@@ -32,9 +40,7 @@ def command(tmp_path, monkeypatch, capsys):
             code = error.code
         return code, *capsys.readouterr()
 
-    yield call
-    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
-        signal.signal(number, handler)
+    return call
 
 
 @pytest.fixture

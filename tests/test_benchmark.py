@@ -103,7 +103,7 @@ def test_mistakes(arguments, words, capsys, monkeypatch):
     assert code == 2 and words in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
-def test_a_signal_ends_it_after_a_line(tmp_path, capsys, monkeypatch):
+def test_a_signal_ends_it_after_a_line(tmp_path, capsys, monkeypatch, handlers):
     measure = benchmark.measure
 
     def interrupted(*arguments):
@@ -111,12 +111,7 @@ def test_a_signal_ends_it_after_a_line(tmp_path, capsys, monkeypatch):
         return measure(*arguments)
 
     monkeypatch.setattr(benchmark, "measure", interrupted)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        assert benchmark.main([*SMALL, "--methods", "bp", "np", "--json", str(tmp_path / "rows.json")]) == 130
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    assert benchmark.main([*SMALL, "--methods", "bp", "np", "--json", str(tmp_path / "rows.json")]) == 130
     out, err = capsys.readouterr()
     assert err == f"stopped after 1 lines; nothing was written to {tmp_path / 'rows.json'}\n" and not list(tmp_path.iterdir())
     assert len(out.splitlines()) == 3

@@ -1,11 +1,14 @@
 """The command line: every flag, every mistake, a kill at any moment."""
 
+import fcntl
 import os
+import pty
 import random
 import signal
 import struct
 import subprocess
 import sys
+import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -408,8 +411,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number):
     assert process.returncode == 0 and weights(out) == uninterrupted
 
 
-def test_a_second_signal_ends_it_where_it_is_but_cleanly(monkeypatch):
-    handlers, told = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, []
+def test_a_second_signal_ends_it_where_it_is_but_cleanly(handlers):
+    told = []
 
     def work(stop):
         try:
@@ -421,14 +424,39 @@ def test_a_second_signal_ends_it_where_it_is_but_cleanly(monkeypatch):
         finally:
             told.append("put in order")
 
-    try:
-        with pytest.raises(SystemExit) as ended:
-            cifar10.exit_code(work)
-        assert ended.value.code == 128 + signal.SIGTERM and told == [True, "put in order"]
-        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # for a third
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with pytest.raises(SystemExit) as ended:
+        cifar10.exit_code(work)
+    assert ended.value.code == 128 + signal.SIGTERM and told == [True, "put in order"]
+    assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # for a third
+
+
+def test_a_terminal_that_closes_saves_as_ctrl_c_does(tmp_path):
+    def take_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # or nobody is told that it closes
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # should the tests run under nohup
+
+    out, shown = tmp_path / "r", b""
+    ours, its = pty.openpty()
+    process = subprocess.Popen([sys.executable, SCRIPT, *TINY, *SLOW, "--out", out], stdin=its, stdout=its, stderr=its,
+                               start_new_session=True, preexec_fn=take_terminal)
+    os.close(its)
+    while b"epoch 1/3" not in shown:
+        shown += os.read(ours, 1000)
+    os.close(ours)
+    assert process.wait() == 128 + signal.SIGHUP
+    assert runlog.read_log(out / "log.h5")["status"] == "interrupted" and not (out / ".lock").exists()
+
+
+@pytest.mark.parametrize("before, asked", [(signal.SIG_IGN, False), (signal.SIG_DFL, True)])
+def test_nohup_is_heeded_and_a_second_hangup_is_not_a_second_wish(handlers, before, asked):
+    def work(stop):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop() == asked
+        return "saved"
+
+    signal.signal(signal.SIGHUP, before)
+    assert cifar10.exit_code(work) == "saved"
 
 
 def test_a_terminal_without_greek(tmp_path):
