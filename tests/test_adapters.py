@@ -33,6 +33,14 @@ def test_adapters_pass(library, cases):
     assert len(results) >= 2 and all(not r.wrong and not r.skipped and r.checked >= 5 for r in results), results
 
 
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_adapters_pass_cases_beyond_the_committed_ones(library, tmp_path):
+    passes = adapter(library)
+    oracle.write(tmp_path / "v.h5", ["bp/conv-remainder-bias", "danp/conv-remainder-bias", "*/output-tanh"])
+    results = list(oracle.check(tmp_path / "v.h5", passes))
+    assert len(results) == 8 and all(not r.wrong and not r.skipped and r.checked >= 5 for r in results), results
+
+
 def test_adapters_are_short_and_use_nothing_of_npref():
     for path in (ROOT / "examples/adapters").glob("*.py"):
         text = path.read_text(encoding="utf-8")

@@ -9,9 +9,10 @@ from golden import BUILT_IN, NAMES, SMALL, first_sample, given, golden, judged, 
 
 from npref import oracle, rules
 from npref.functions import derivative
+from npref.layers import Conv, Dense, output_shape
 from npref.oracle import checker as checking
 from npref.oracle.conventions import CONVENTIONS
-from npref.oracle.files import flat, read, write
+from npref.oracle.files import case_list, flat, read, write
 
 
 def test_hand_worked_numbers():
@@ -195,6 +196,45 @@ def test_wrong_implementations_are_caught_and_the_first_wrong_quantity_named(kin
     whole = words.startswith(("transposed", "kernels", "vertical"))
     assert words == result.hint if whole else words in result.hint, result
     assert result.details and result.worst > 1
+
+
+def test_the_cases_leave_no_room_for_a_wrong_convolution_or_output():
+    """A stride that leaves something over, a strided convolution behind another, an output layer that is not linear."""
+    over, behind, output = set(), set(), set()
+    for case, *_ in case_list():
+        for l, (layer, shape) in enumerate(zip(case.layers, case.network.shapes)):
+            if isinstance(layer, Conv):
+                over |= {(n + 2 * p - k) % s for n, p, k, s in zip(shape[1:], layer.padding, layer.kernel, layer.stride)}
+                behind |= set(layer.stride) if l else set()
+        output.add(case.layers[-1].activation)
+    assert over == {0, 1} and behind == {1, 2} and output == {"identity", "tanh"}
+
+
+def test_cases_beyond_the_committed_ones_tell_wrong_code(tmp_path, monkeypatch):
+    write(tmp_path / "v.h5", ["*/conv-remainder-bias", "*/output-tanh"])
+    cases = ["*bp/conv-remainder-bias", "*/output-tanh"]
+    right = list(oracle.check(tmp_path / "v.h5", oracle.self, cases="*"))
+    assert len(right) == 12 and not any(r.wrong or r.skipped for r in right), right
+
+    def linear(case):
+        return oracle.self(replace(case, layers=(*case.layers[:-1], replace(case.layers[-1], activation="identity"))))
+
+    first = {r.name: r.wrong for r in oracle.check(tmp_path / "v.h5", linear, cases=cases, dtypes="float64")}
+    assert first == {"bp/conv-remainder-bias": "", "dbp/conv-remainder-bias": "", "bp/output-tanh": "x/1", "danp/output-tanh": "x/1"}
+
+    def without_stride(layer, rows, in_shape):
+        """A convolution's dL/dx, its patches laid down as if the stride were 1."""
+        if isinstance(layer, Dense):
+            return rows.reshape(-1, *in_shape)
+        (kh, kw), (_, H, W) = layer.kernel, output_shape(layer, in_shape)
+        patches, out = rows.reshape(-1, H, W, in_shape[0], kh, kw), np.zeros((len(rows) // (H * W), *in_shape), rows.dtype)
+        for y, x in np.ndindex(H, W):
+            out[:, :, y : y + kh, x : x + kw] += patches[:, y, x]
+        return out
+
+    monkeypatch.setattr(rules, "unfold_adjoint", without_stride)
+    wrong = [r.wrong for r in oracle.check(tmp_path / "v.h5", oracle.self, cases=cases[:1])]
+    assert wrong == ["dW/0"] * 4
 
 
 def test_an_error_of_a_few_tolerances_is_seen_and_one_within_it_is_not():

@@ -96,10 +96,13 @@ def _networks(bias, **hidden):
     return {
         "dense1": ((5,), (out,), "one dense layer"),
         "dense2": ((4,), (d(5), out), "two dense layers"),
+        "dense2-tanh": ((4,), (d(5), Dense(3, "tanh", bias=bias)), "two dense layers, tanh units in the last one, too"),
         "dense4": ((4,), (d(4), d(3), d(4), out), "four dense layers"),
         "conv-stride": ((2, 5, 4), (c(2, (3, 2), (2, 1)), out), "a convolution with stride (2, 1), then the dense output layer"),
         "conv-padding": ((1, 3, 4), (c(2, (2, 3), 1, (1, 0)), out), "a convolution with padding (1, 0), then the dense output layer"),
         "conv-conv": ((1, 5, 4), (c(2, 2), c(2, (2, 1), 1, (1, 0)), out), "two overlapping convolutions, then the dense output layer"),
+        "conv-remainder": ((1, 4, 4), (c(2, 2, 1, (1, 0)), c(2, 2, 2), out),
+                           "two convolutions, the second with stride 2 and a row and a column left over, then the dense output layer"),
         "conv-dense": ((2, 4, 4), (c(2, 2, 2), d(4), out), "a convolution, a dense layer, the dense output layer"),
     }
 
@@ -123,9 +126,12 @@ def case_list():
                     add(f"{method}/{arch}{'-bias' * bias}{k}", method, arch, bias, K)
     for method in ("bp", "dbp", "dinp", "danp"):
         add(f"{method}/conv-conv-bias", method, "conv-conv", True, alpha=0.015625)
+        add(f"{method}/conv-remainder-bias", method, "conv-remainder", True, alpha=0.015625)
     for method in ("bp", "np", "dinp", "danp"):
         for loss in ("mse", "mse-mean"):
             add(f"{method}/{loss}", method, "dense2", True, loss=loss, why=f"squared error ({loss})")
+    for method in ("bp", "danp"):
+        add(f"{method}/output-tanh", method, "dense2-tanh", True, loss="mse", why="squared error")
     for method in ("dbp", "np", "danp"):
         add(f"{method}/sgd", method, "dense2", True, optimizer="sgd", lr=0.125, why="plain gradient descent")
         add(f"{method}/adam-eps-hat", method, "dense2", True, optimizer="adam-eps-hat", why="Adam's ε added before bias correction")
