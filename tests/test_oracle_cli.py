@@ -50,10 +50,24 @@ def broken_elsewhere(case):
     return fractions.Fraction("one half")
 
 
-def test_an_error_is_told_with_the_last_place_that_is_not_pythons_machinery():
-    with pytest.raises(oracle.CannotRun) as raised:
-        oracle.compare(*golden("hand/bp")[:1], CONVENTIONS["paper"], golden("hand/bp")[1], broken_elsewhere)
-    assert f"Invalid literal for Fraction: 'one half' ({fractions.__file__}:" in str(raised.value)
+def assigns(case):
+    case.x = case.x + 1
+
+
+def stacks_nothing(case):
+    return np.stack([])
+
+
+def test_an_error_within_a_library_is_told_with_the_adapters_line():
+    """Nor with a place in the code that Python makes of a dataclass."""
+    for adapter, words in ((assigns, "cannot assign to field 'x'"), (stacks_nothing, "need at least one array to stack"),
+                           (broken_elsewhere, "Invalid literal for Fraction: 'one half'")):
+        with pytest.raises(oracle.CannotRun) as raised:
+            oracle.compare(*golden("hand/bp")[:1], CONVENTIONS["paper"], golden("hand/bp")[1], adapter)
+        assert words in str(raised.value) and str(raised.value).endswith(f" ({__file__}:{adapter.__code__.co_firstlineno + 1})")
+
+
+def test_an_error_without_any_of_the_users_code_is_told_with_the_last_place_that_is_not_pythons_machinery():
     with pytest.raises(oracle.CannotRun) as raised:
         checking.load_adapter("no_such_module:f")
     assert "<frozen" not in str(raised.value) and importlib.__file__ in str(raised.value)
@@ -61,6 +75,7 @@ def test_an_error_is_told_with_the_last_place_that_is_not_pythons_machinery():
 
 def test_an_error_without_a_place_is_told_without_one():
     assert checking._where(ValueError("what")) == "ValueError: what"
+    assert checking._where(NotImplementedError()) == "NotImplementedError:"
 
 
 def nothing(case):

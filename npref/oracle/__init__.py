@@ -17,8 +17,10 @@ lists are over layers l = 0 ... L-1, and None or a missing entry is not checked.
     dL          like noisy_loss                noisy - clean
     da          list (K, B, *shape)            anp only: ã - a
     dW, db      list, like W and b             the update to be subtracted: mean over samples and noise samples, sum over positions
-    dR          list (n_in, n_in)              (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, ⟨·⟩ a mean over samples and positions; R ← R - alpha dR
-    after_1/W, /b, /R, /m_W, /v_W, /m_b, /v_b  lists: parameters after one step, and Adam's moments of W and b (R has none)
+    dR          list (n_in, n_in)              (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R, ⟨·⟩ a mean over samples and positions; R ← R - alpha dR.
+                                               Not by way of R's change over alpha, which rounds too much: after_1/R has that
+    after_1/W, /b, /R, /m_W, /v_W, /m_b, /v_b  lists: parameters after one step, and Adam's moments of W and b (R has none); copies, if you
+                                               train in place
     after_10/W, ...                            and after ten, every one on the same x, t, eps (and baseline), with the new parameters
 
 The rules are README's; npref/equations.py has a function for each. N_l counts channels times positions, and every layer's noise

@@ -16,7 +16,9 @@ class Convention:
     sum_b: bool = False
     root_n: bool = False  # √N for N, √N_l for N_l
     input_units: bool = False  # N counts the input's units too
-    layer_norm: bool = False  # ANP's ‖δa_l‖² for ‖δa‖²
+    layer_norm: bool = False  # ANP's ‖δa_l‖² for ‖δa‖², and the reverse where the case asks for the former
+    norm_1: bool = False  # ‖δa‖ for ‖δa‖², of INP ‖v_l‖ for ‖v_l‖²
+    R_backward: bool = True  # False: g_{l-1} = f'(a_{l-1}) ⊙ W_lᵀ g_l, without R
     shared_noise: bool = False  # the first sample's noise for every sample of the batch
     batch_loss: bool = False  # δL is the difference of batch means, one number for every sample
     noisy_inputs: bool = False  # the update multiplies the noisy pass's x*, not the clean pass's
@@ -67,7 +69,9 @@ VARIANTS = (
     (dict(sum_W=True, sum_b=True), "summed over the batch: the mean is expected"),
     (dict(root_n=True), "√N in place of N (of INP: √N_l of N_l)"),
     (dict(input_units=True), "N counts the input's units: it is the sum of N_1 ... N_L"),
-    (dict(layer_norm=True), "the norm of δa_l, of each layer by itself: ‖δa‖ is the whole network's"),
+    (dict(layer_norm=True), "the other norm of δa: it is the whole network's, with case.anp_norm layer that of each layer by itself"),
+    (dict(norm_1=True), "a norm in place of its square: ‖δa‖², of INP ‖v_l‖²"),
+    (dict(R_backward=False), "R is missing on the way back: g_{l-1} = f'(a_{l-1}) ⊙ R_{l-1}ᵀ W_lᵀ g_l"),
     (dict(output_noise=False), "no noise on the output layer: every pre-activation is perturbed"),
     (dict(R_transposed=True), "Rᵀ in place of R: x* = R x"),
     (dict(scaled_decorrelation=True), "R rescaled, or its moment's diagonal kept: the rule is (⟨x* x*ᵀ⟩ - diag⟨(x*)²⟩) R"),

@@ -28,6 +28,8 @@ def hint(case, convention, name, out, value, tolerance, rerun=True, right=None, 
             return words
     if name.startswith("x_star") and np.all(abs(_sorted(out) - _sorted(value)) <= 4 * np.max(tolerance)):
         return "the right numbers in another order: a patch is (C_in, kh, kw), not flipped; an image is flattened as (C, H, W)"
+    if name == "a_tilde/0" and "a/0" in right and _agree(out, np.broadcast_to(right["a/0"][0], out.shape), tolerance):
+        return "no noise in it: noise is added to the pre-activation, before the activation, and a_tilde includes it"
     if rerun and convention != CONVENTIONS["paper"]:
         papers = _rerun(case, CONVENTIONS["paper"], name).get(name)
         if papers is not None and papers.shape == out.shape and _agree(out, papers.value, tolerance):
@@ -64,10 +66,11 @@ def _decorrelation(case, convention, name, out, value, tolerance, right):
     x_star, R = right[f"x_star/{l}"][0], case.R[int(l)].astype(float)
     rows = x_star.swapaxes(1, -1).reshape(-1, x_star.shape[1])  # (B*P, n_in)
     moment = rows.T @ rows / len(rows)
-    C = moment - np.diag(np.diag(moment))
+    C, C_demeaned = (m - np.diag(np.diag(m)) for m in (moment, moment - np.outer(rows.mean(0), rows.mean(0))))
     for other, words in ((moment @ R, "the moment's diagonal kept: ⟨(x*)²⟩ is to be taken off"),
                          ((moment - np.eye(len(R))) @ R, "1 in place of the moment's diagonal ⟨(x*)²⟩"),
-                         (R @ C, "R times the moment: it is the moment times R"), (C, "the factor R is missing")):
+                         (R @ C, "R times the moment: it is the moment times R"), (C, "the factor R is missing"),
+                         (C_demeaned @ R, "the covariance of x*, its mean taken off: the moment is about 0")):
         if _agree(out, other, 2 * tolerance) and not _agree(value, other, tolerance):
             return words
     return ""
@@ -125,14 +128,20 @@ def _factor(case, name, out, value, tolerance):
     known = [(number, words) for number, words in known if abs(number - 1) > 1e-9]  # one sample, or position, makes no difference
     fitting = [words for number, words in known if abs(factor - number) <= 1e-4 * abs(number)]
     fitting += [f"the sign, and {words}" for number, words in known if number > 0 and abs(factor + number) <= 1e-4 * number]
-    return " or ".join(fitting) or (f"off by the constant factor {factor:.6g}" if value.size > 1 else "")
+    if factor == 0:
+        return "all numbers are 0"
+    return " or ".join(fitting) or (f"off by the constant factor {factor:.6g}" if value.size > 1 and abs(factor - 1) > 1e-5 else "")
 
 
 def _precision(case, out, value, tolerance):
-    for dtype, bits, words in (("float64", 53 - 24, "the error is float32's: something is computed in single precision"),
-                               ("float32", 24 - 11, "the error is that of 11 significant bits: a product in TF32 or float16"),
-                               ("float32", 24 - 8, "the error is that of 8 significant bits: a product in bfloat16")):
-        error, limit = abs(out - value), tolerance * 2.0**bits
-        if case.dtype == dtype and np.all(error <= limit) and np.any(error > 2.0**-6 * limit):
+    """What an error of that many tolerances is typical of, if it is small beside the numbers: a gross mistake may be as large."""
+    error = abs(out - value)
+    if 16 * np.max(error) >= np.max(abs(value)):
+        return ""
+    for dtype, least, most, words in (  # most: of a bfloat16 product 2^13.1 was seen
+            ("float64", 2.0**23, 2.0**29, "the error is float32's: something is computed in single precision, or a small number added, "
+                                          "as in log(p + 1e-7)"),
+            ("float32", 2.0**4, 2.0**14, "the error is that of 8 to 11 significant bits: a product in bfloat16, TF32 or float16")):
+        if case.dtype == dtype and np.all(error <= most * tolerance) and np.any(error > least * tolerance):
             return words
     return ""

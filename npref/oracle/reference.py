@@ -160,7 +160,8 @@ def _one_step(case, c, W, b, R, layouts, tracked):
     out["loss"] = stack([loss for loss, _ in judged])
     terms = [[] for _ in range(L)]  # (rule, which waits for x*, and x*) of every sample and noise sample
     if case.rule == "bp":
-        g = [eq.gradients(judged[i][1], W, R, clean[i][1], f_prime, unfold_adjoint) for i in range(B)]
+        back = R if c.R_backward else [tracked(np.eye(r.shape[0])) for r in R]
+        g = [eq.gradients(judged[i][1], W, back, clean[i][1], f_prime, unfold_adjoint) for i in range(B)]
         for l in reversed(range(L)):
             out[f"g/{l}"] = stack([g[i][l] for i in range(B)])
             terms[l] = [(partial(eq.bp_update, g[i][l]), clean[i][0][l]) for i in range(B)]
@@ -194,10 +195,14 @@ def _one_step(case, c, W, b, R, layouts, tracked):
         for (k, p, i), run in noisy.items():
             for l in range(L) if p is None else (p,):
                 dL_i, e, x_star = dL[k, p, i], noise[k, i][l], (run if c.noisy_inputs else clean[i])[0][l]
+                per_layer = (case.anp_norm == "layer") != c.layer_norm
+                if c.norm_1:
+                    vectors = [e] if case.rule == "inp" else da[k, p, i][l:l + 1] if per_layer else da[k, p, i]
+                    dL_i = dL_i * sum(eq.norm(v) ** 2 for v in vectors) ** 0.5
                 rule = {
                     "np": partial(eq.np_update, dL_i, e, case.sigma2),
                     "inp": partial(eq.inp_update, root(units[l]), dL_i, e),
-                    "anp": partial(eq.anp_update, root(N), dL_i, da[k, p, i], l, per_layer=c.layer_norm or case.anp_norm == "layer"),
+                    "anp": partial(eq.anp_update, root(N), dL_i, da[k, p, i], l, per_layer=per_layer),
                 }[case.rule]
                 terms[l].append((rule, x_star))
     for l in range(L):
