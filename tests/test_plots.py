@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("matplotlib")
 import alignment_plots
 import plots
+from matplotlib.colors import to_rgb, to_rgba
 
 METHODS = ["np", "danp"]
 
@@ -97,6 +98,86 @@ def test_a_png_and_an_svg_that_depend_on_nothing_but_the_numbers(tmp_path, draw)
         assert one == two and one.startswith(magic) and b"<dc:date>" not in one
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """The figures that would be saved, each twice where an SVG is beside the PNG."""
+    figures = []
+    monkeypatch.setattr(plots, "_write", lambda figure, path, kind, **options: figures.append(figure))
+    return figures
+
+
+def band_of(collection):
+    """Where a band is at each x, {x: (least, greatest)}, and its colour."""
+    xy = collection.get_paths()[0].vertices
+    return {x: (min(ys), max(ys)) for x in {*xy[:, 0]} for ys in [[y for at, y in xy if at == x]]}, collection.get_facecolor()[0]
+
+
+def legend_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+ANGLE = "angle to BP's update (degrees)"
+
+
+@pytest.mark.parametrize("draw, options, fixed, xlabels, ylabels, xscale", [
+    (alignment_plots.plot_alignment, {"epoch": 0}, "epoch 0, σ² = 1e-06", ["noise samples K"] * 3 + ["noisy passes"] * 3,
+     [ANGLE, "", ""] * 2, "log"),
+    (alignment_plots.plot_sigma2, {"layer": None, "samples": 10}, "epoch 0, K = 10", ["noise variance σ²"] * 3, [ANGLE, "", ""], "log"),
+    (alignment_plots.plot_alignment_training, {"sigma2": 1e-3}, "σ² = 0.001, K = 10", ["epoch"] * 3, [ANGLE, "", ""], "linear"),
+    (alignment_plots.plot_split, {"epoch": 5}, "epoch 5, σ² = 1e-06, K = 1", ["layer"] * 2, ["", ""], "linear"),
+    (alignment_plots.plot_angles, {"samples": 10}, "epoch 0, σ² = 1e-06, K = 10", ["layer", ""], [ANGLE, "forward passes an update"],
+     "linear"),
+], ids=lambda value: getattr(value, "__name__", ""))
+def test_what_pictures_of_angles_say(undrawn, draw, options, fixed, xlabels, ylabels, xscale):
+    draw(measured(), "p.png", **options)
+    axes = undrawn[0].axes
+    assert undrawn[0].get_suptitle() == f"fc3, synthetic, {fixed}, B = 20, 3 repeats"
+    assert [a.get_xlabel() for a in axes] == xlabels and [a.get_ylabel() for a in axes] == ylabels
+    assert {a.get_xscale() for a in axes} == {xscale}
+    assert [legend_of(a) for a in axes if a.get_legend() is not None] == [["NP", "DANP"]]
+    if draw is not alignment_plots.plot_angles:
+        assert len({a.get_ylim() for a in axes}) == 1
+
+
+def test_lines_of_angles_have_their_methods_look_and_a_band_from_least_to_greatest(undrawn):
+    alignment_plots.plot_alignment_training(measured(), "p.png")
+    for layer, axes in enumerate(undrawn[0].axes, start=1):
+        for m, (method, line, band) in enumerate(zip(METHODS, axes.lines, axes.collections)):
+            style, angle = plots.line_style(method), 60.001 - 5 * m - layer
+            assert list(line.get_ydata()) == pytest.approx([angle, angle - 5])
+            assert (line.get_color(), line.get_marker(), line.get_linestyle()) == (style["color"], style["marker"], style["ls"])
+            where, colour = band_of(band)
+            assert where == {e: pytest.approx((angle - e - 1, angle - e + 2)) for e in (0, 5)}
+            assert tuple(colour) == to_rgba(style["color"], 0.15)
+        assert list(axes.get_xticks()) == [0, 5]
+
+
+def test_the_papers_flat_range_is_shaded(undrawn):
+    alignment_plots.plot_sigma2(measured(), "p.png")
+    (span,) = undrawn[0].axes[0].patches
+    xs = span.get_patch_transform().transform(span.get_path().vertices)[:, 0]
+    assert (min(xs), max(xs)) == pytest.approx((1e-6, 1e-4))
+
+
+def test_bars_have_their_rules_colour_and_hatch(undrawn):
+    alignment_plots.plot_angles(measured(), "p.png")
+    left, right = undrawn[0].axes
+    for bars in (left.containers[1::2], right.containers):  # left, each after its error bars
+        assert [{bar.get_facecolor() for bar in group} for group in bars] == [{to_rgba(plots.COLOURS[rule])} for rule in ("np", "anp")]
+        assert [group[0].get_hatch() or "" for group in bars] == [alignment_plots.HATCHES[rule] for rule in ("np", "anp")]
+    assert list(left.get_xticks()) == [1, 2, 3] and [text.get_text() for text in right.get_xticklabels()] == ["NP", "DANP"]
+    assert len({*alignment_plots.HATCHES.values()}) == 3
+
+
+def test_a_negative_bias_is_crossed_at_its_size(undrawn):
+    alignment_plots.plot_split(measured(), "p.png")
+    bias2, variance = undrawn[0].axes
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in bias2.lines if line.get_marker() == "x"] == [
+        ([1], [pytest.approx(0.05)])] * 2
+    assert [axes.get_title() for axes in (bias2, variance)] == ["bias² / ‖g‖² (cross: below 0)", "variance / ‖g‖²"]
+    assert {axes.get_yscale() for axes in (bias2, variance)} == {"log"} and list(variance.get_xticks()) == [1, 2, 3]
+
+
 def test_what_was_not_measured_is_not_drawn(tmp_path):
     with pytest.raises(ValueError, match="epoch 7 was not measured: expected one of 0, 5"):
         alignment_plots.plot_alignment(measured(), tmp_path / "p.png", epoch=7)
@@ -105,6 +186,8 @@ def test_what_was_not_measured_is_not_drawn(tmp_path):
 def test_lines_can_be_told_apart_without_colour():
     styles = [plots.line_style(d + rule) for d in ("", "d") for rule in ("np", "inp", "anp")]
     assert len({(style["ls"], style["marker"]) for style in styles}) == 6
+    assert all((style["mfc"] == "white") == (style["ls"] == "--") for style in styles)
+    assert len({*plots.COLOURS.values()}) == len({*plots.MARKERS.values()}) == 4
     assert all(style["color"] == plots.COLOURS[rule] for style, rule in zip(styles, ["np", "inp", "anp"] * 2))
 
 
@@ -213,3 +296,49 @@ def test_a_panel_of_the_scaling_changes_one_thing(tmp_path, figures):
             assert list(points.get_ydata()) == list(line.get_ydata()) == step and list(dashes.get_ydata()) == floor
             assert (points.get_linestyle(), line.get_marker(), dashes.get_marker()) == ("None", "None", "_")
             assert points.get_color() == line.get_color() == dashes.get_color()
+
+
+def test_a_curve_is_the_mean_of_its_seeds_in_a_band_of_its_colour(undrawn):
+    lines = [("DNP", "dnp", 1.0, [([y], [y + 1]) for y in (0, 3, 9)]), ("ANP, α 2", "anp", 0.25, [([50], [60])])]
+    plots.plot_curves([("fc1", "accuracy", lines)], "p.png")
+    train, test = undrawn[0].axes
+    for axes, more in ((train, 0), (test, 1)):
+        for line, band, colour, mean, extent in zip(axes.lines, axes.collections, (plots.COLOURS["np"], (0.78, 0.87, 0.93)),
+                                                    (4 + more, 50 + 10 * more), ((more, 9 + more), (50 + 10 * more,) * 2)):
+            assert list(line.get_ydata()) == [mean] and to_rgb(line.get_color()) == pytest.approx(to_rgb(colour), abs=0.01)
+            assert band_of(band)[0] == {1: extent} and tuple(band_of(band)[1]) == pytest.approx(to_rgba(line.get_color(), 0.2))
+        assert [line.get_marker() for line in axes.lines] == ["s", "o"]  # another method, no variant
+    assert train.get_ylim() == test.get_ylim()
+    assert train.get_legend() is None and legend_of(test) == ["DNP", "ANP, α 2"]
+
+
+def test_a_run_tells_train_from_test_and_accuracy_from_loss(undrawn):
+    rows = [{"epoch": 1, "correlation": 0.1} | {f"{part}_{quantity}": 0.25 for part in ("train", "test", "eval_train")
+                                                for quantity in ("accuracy", "loss")} | {f"correlation_{l}": 0.1 for l in range(3)}]
+    config = {"method": "danp", "arch": "fc1", "dataset": "synthetic", "lr": 0.001, "seed": 7}
+    plots.plot_run({"config": config, "rows": rows}, "p.png")
+    accuracy, loss, correlation = undrawn[0].axes
+    assert accuracy.yaxis.get_major_formatter()(0.25) == "25%" and "%" not in loss.yaxis.get_major_formatter()(0.25)
+    for axes in undrawn[0].axes:
+        assert axes.get_xlabel() == "epoch" and len({line.get_color() for line in axes.lines}) == 3
+    assert len({line.get_linestyle() for line in loss.lines}) == 3
+    assert [to_rgb(line.get_color()) == (0, 0, 0) for line in correlation.lines] == [True, False, False]
+
+
+def test_the_star_of_a_search_has_its_lines_colour(undrawn):
+    rows = [{"lr": 0.1, "train_loss": 3.0}, {"lr": 0.2, "train_loss": 2.0}, {"lr": 0.4, "train_loss": 1e4}]
+    plots.plot_searches({m: {"config": {"method": m, "arch": "fc1", "dataset": "cifar10"}, "rows": rows} for m in ("np", "anp")}, "p.png")
+    (axes,) = undrawn[0].axes
+    assert [line.get_color() for line in axes.lines] == [plots.COLOURS[rule] for rule in ("np", "np", "anp", "anp")]
+    assert axes.get_xlabel() == "learning rate (star: the best)" and axes.get_ylabel() == "training loss"
+    assert axes.get_ylim() == pytest.approx((1.6, 30))
+
+
+def test_the_scaling_tells_methods_apart(undrawn):
+    rows = [{"method": m, "samples": 1, "arch": "fc3", "batch_size": 1000, "step": 2.0, "floor": 1.0} for m in ("np", "anp", "danp")]
+    plots.plot_scaling(rows, "p.png")
+    for axes in undrawn[0].axes:
+        points = axes.lines[::3]
+        assert [line.get_color() for line in points] == [plots.COLOURS[rule] for rule in ("np", "anp", "anp")]
+        assert [line.get_marker() for line in points] == ["s", "s", "o"]
+        assert axes.get_ylabel() == "seconds a step (dash: products alone)"
