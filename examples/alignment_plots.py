@@ -28,7 +28,7 @@ def plot_alignment(log, path, epoch=None, sigma2=None):
 def plot_sigma2(log, path, layer=2, epoch=None, samples=None):
     """Angle to BP's update against σ², for one layer (None: a panel each); the shading is 1e-6 to 1e-4, flat in the paper (Figure 7).
 
-    epoch: the log's first if None; samples: its least K. A network with fewer layers gives its last. Returns the path.
+    epoch, samples: the log's least if None. A network with fewer layers gives its last. Returns the path.
     """
     config, rows = log["config"], _measured(log, epoch=epoch, samples=samples)
     layers = sorted({row["layer"] for row in rows})
@@ -48,7 +48,7 @@ def plot_sigma2(log, path, layer=2, epoch=None, samples=None):
 def plot_angles(log, path, epoch=None, sigma2=None, samples=None):
     """Angle to BP's update as bars, a group a layer, a bar a method, with the standard error over repeats (v1, Figure 1); returns the path.
 
-    Beside it the forward passes of one update. epoch, sigma2, samples: the log's first if None.
+    Beside it the forward passes of one update. epoch, sigma2, samples: the log's least if None.
     """
     config, rows = log["config"], _measured(log, epoch=epoch, sigma2=sigma2, samples=samples)
     layers, width = sorted({row["layer"] for row in rows}), 0.8 / len(config["methods"])

@@ -44,6 +44,7 @@ from npref.step import compute_update, initial_state, learnable, noise_groups, s
 from npref.train import AHEAD, Interrupted
 
 OURS = {"json": b'{\n "device"', "scaling": b"\x89PNG"}  # how a file begins that this has written, and may replace
+SHAPES = {"conv-tiny": ((3, 64, 64), 200), "sarcos": ((21,), 7)}  # of inputs, and outputs; of others CIFAR-10's
 AGAINST = ("plain", "torch", "torch-algebra", "torch-compile")
 
 
@@ -156,7 +157,7 @@ def timed(xp, contestants, rounds):
 
 def measure(config, backend, rounds, against=(), shares=True):
     """One `Row`."""
-    xp, (input_shape, classes) = backend.xp, ((3, 64, 64), 200) if config.arch == "conv-tiny" else ((3, 32, 32), 10)
+    xp, (input_shape, classes) = backend.xp, SHAPES.get(config.arch, ((3, 32, 32), 10))
     network, (rule, _) = config.network(input_shape, classes), split_method(config.method)
     B, K, itemsize = config.batch_size, config.samples, np.dtype(config.dtype).itemsize
     rng = np.random.default_rng(0)
@@ -187,7 +188,7 @@ def measure(config, backend, rounds, against=(), shares=True):
     memory = peak_memory(xp, lambda: training_step(config, network, state, x, t, next(counter))) / 1e6
     found = {}
     if shares:
-        found = timed(xp, parts(config, network, state, x, t, batch, floor, listed), max(3, rounds // 2))
+        found = timed(xp, parts(config, network, state, x, t, batch, floor), max(3, rounds // 2))
         found["decorrelation"] = max(0.0, found["decorrelation"] - found.pop("R products"))
         found["elementwise"] = max(0.0, seconds["step"] - seconds["floor"] - sum(v for k, v in found.items() if k != "batch"))
     halved = 2 if xp is np else 1  # NumPy's BLAS computes one half of rowsᵀ rows
@@ -213,7 +214,7 @@ def peak_memory(xp, function):
     return pool.total_bytes() - before
 
 
-def parts(config, network, state, x, t, batch, floor, listed):
+def parts(config, network, state, x, t, batch, floor):
     """What a step does besides its products, as functions to time by themselves; "elementwise" is what they leave."""
     rule, _ = split_method(config.method)
     update = compute_update(config, network, state.params, x, t, 0)

@@ -3,8 +3,9 @@
 `torch` is written as PyTorch's users write it: the clean pass and all noisy passes stacked in one batch, autograd for BP and for a
 convolution's update, torch.optim.Adam, the moment times R. `torch-compile` is that, compiled. `torch-algebra` shares what npref
 shares: noisy passes start where their noise does and multiply by A = W R (always formed here), x* is left out where npref leaves it out,
-K errors are summed before one product, R in its cheap form, the optimiser fused; all K noise samples are held at once. Before it is timed,
-each must give npref's numbers (`check`, on the CPU). On a GPU convolutions are kept from TF32, as npref's products are: it buries δL.
+K errors are summed before one product, R in its cheap form, the optimiser fused; all K noise samples are held at once. Only DBP's errors
+go through W, then R, as autograd takes them, where npref's go through A. Before it is timed, each must give npref's numbers (`check`, on
+the CPU). On a GPU convolutions are kept from TF32, as npref's products are: it buries δL.
 """
 
 from dataclasses import replace
@@ -21,7 +22,7 @@ from npref.network import spares_x_star
 from npref.noise import draw
 from npref.step import compute_update
 
-CHECKED = 16  # samples
+CHECKED = 16  # rows of a batch
 
 
 class Net:
@@ -36,8 +37,14 @@ class Net:
 
     def spares(self, l, B):
         """Whether the algebra leaves x* of B samples out, as npref does."""
-        positions = prod(self.network.shapes[l + 1][1:]) if isinstance(self.layers[l], Conv) else 1
-        return self.decorrelate and spares_x_star(B * positions, len(self.W[l]), self.W[l][0].numel())
+        return self.decorrelate and spares_x_star(self.row_count(l, B), len(self.W[l]), self.W[l][0].numel())
+
+    def row_count(self, l, B):
+        return B * (prod(self.network.shapes[l + 1][1:]) if isinstance(self.layers[l], Conv) else 1)
+
+    def forms(self, B):
+        """Which form the algebra takes in each layer for B samples: whether x* is left out, and whether R's update is by the moment."""
+        return [(self.spares(l, B), moment_is_cheaper(self.row_count(l, B), self.W[l][0].numel())) for l in range(len(self.layers))]
 
     def fused(self, l):
         """A = W R, in W's shape."""
@@ -232,19 +239,27 @@ def step(name, config, network, params, x, t, threads, device="cpu"):
 
 
 def check(name, config, network):
-    """Raise ValueError unless this form's updates of W and R are npref's, in float64, on a few samples with npref's noise."""
+    """Raise ValueError unless this form's updates of W and R are npref's, in float64, on a small batch with npref's noise; those of the
+    algebra also on one of the size that is timed, with one noise sample, if they take another form there."""
     if config.loss != "cce":
         raise ValueError(f"PyTorch's steps have the cross-entropy loss, got {config.loss}")
-    config = replace(config, dtype="float64", batch_size=CHECKED)
+    _check(name, config, network, CHECKED)
+    net = Net(config, network, init_params(network, decorrelate=split_method(config.method)[1]))
+    if name == "torch-algebra" and net.decorrelate and net.forms(config.batch_size) != net.forms(CHECKED):
+        _check(name, replace(config, samples=1), network, config.batch_size)
+
+
+def _check(name, config, network, rows):
+    config = replace(config, dtype="float64", batch_size=rows)
     rng = np.random.default_rng(1)
     params = init_params(network, dtype="float64", decorrelate=split_method(config.method)[1])
     params = replace(params, R=tuple(None if r is None else r + 0.01 * rng.standard_normal(r.shape) / len(r) ** 0.5 for r in params.R))
-    x, t = rng.random((CHECKED, *network.input_shape)), np.eye(network.units[-1])[rng.integers(network.units[-1], size=CHECKED)]
+    x, t = rng.random((rows, *network.input_shape)), np.eye(network.units[-1])[rng.integers(network.units[-1], size=rows)]
     update = compute_update(config, network, params, x, t, 0)
     net = Net(config, network, params)
     eps = None if net.rule == "bp" else [
         torch.tensor(np.ascontiguousarray(draw(np, config.noise, shape, config.sigma2**0.5, seed=config.seed, step=0, layer=l,
-                                               samples=range(config.samples), rows=range(CHECKED), dtype="float64")))
+                                               samples=range(config.samples), rows=range(rows), dtype="float64")))
         for l, shape in enumerate(network.shapes[1:])]
     dW, seen = gradients(name, net, torch.tensor(x), torch.tensor(t), eps)
     pairs = [(f"dW_{l + 1}", d, e) for l, (d, e) in enumerate(zip(update.dW, dW))]

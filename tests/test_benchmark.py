@@ -143,8 +143,8 @@ def test_what_is_printed_of_known_seconds(stated, tmp_path, capsys, monkeypatch)
     assert lines[3].split()[:8] == ["danp", "sarcos", "1", "gaussian", "64", "0.0080", "0.0020", "4.00"]
     # Of 6 ms beside the floor 2.96 have a cause: R's products are the floor's, and fetching a batch is not of the step.
     assert lines[3].split()[9:] == ["5.0%", "38.0%", "3.0%", "10.0%", "15.0%", "4.0%", "50.0%", "3", "1.50x"]
-    clean, noisy, R = 3072 * 32 + 32 * 32 + 32 * 10, 32 * 32 + 32 * 10, 3 * 3072**2 + 2 * 32**2 + 2 * 32**2 / 2  # of a row
-    gmac = [64 * (2 * clean + noisy) / 1e9, (64 * (2 * clean + noisy + R) + 32**3 + 10 * 32**2 + 2 * 32**3) / 1e9]
+    clean, noisy, R = 21 * 32 + 32 * 32 + 32 * 7, 32 * 32 + 32 * 7, 1.5 * (21**2 + 2 * 32**2)  # of a row
+    gmac = [64 * (2 * clean + noisy) / 1e9, (64 * (2 * clean + noisy + R) + 32**3 + 7 * 32**2 + 21**3 + 2 * 32**3) / 1e9]
     assert [row["gmac"] for row in report["rows"]] == pytest.approx(gmac)
     flops = [2 * g / 0.008 / 1e3 for g in gmac]
     assert lines[4:] == [f"ns a number: {', '.join(f'{name} 0.95' for name in ('numpy standard_normal', *noise.KINDS))}",
@@ -181,11 +181,11 @@ def test_the_memory_is_a_training_steps(stated, monkeypatch):
     monkeypatch.setattr(benchmark, "training_step", lambda *arguments: steps.append(arguments))
     monkeypatch.setattr(benchmark, "peak_memory", lambda xp, function: function() or 2e6)
     row = benchmark.measure(config := Config(method="np", arch="sarcos", batch_size=4), get_backend(), 1, shares=False)
-    assert row.memory == 2 and [(step[0], step[3].shape) for step in steps] == [(config, (4, 3, 32, 32))]
+    assert row.memory == 2 and [(step[0], step[3].shape) for step in steps] == [(config, (4, 21))]
 
 
-@pytest.mark.parametrize("arch, first, classes", [("conv", (15 * 15, 27), 10), ("conv-tiny", (30 * 30, 75), 200)])
-def test_the_images_are_the_data_sets(stated, arch, first, classes):
+@pytest.mark.parametrize("arch, first, classes", [("conv", (15 * 15, 27), 10), ("conv-tiny", (30 * 30, 75), 200), ("sarcos", (1, 21), 7)])
+def test_the_inputs_are_the_data_sets(stated, arch, first, classes):
     benchmark.measure(Config(method="bp", arch=arch, batch_size=1), get_backend(), 1, shares=False)
     calls = stated[0][0]["floor"].calls
     assert calls[0][1].shape == first and classes in [out.shape[1] for *_, out in calls]
@@ -198,7 +198,7 @@ def test_a_device_computes_both_halves_and_is_not_waited_for_at_once(stated, fak
         gmac.append(benchmark.measure(Config(method="dbp", arch="sarcos", batch_size=64), get_backend(name), 1, shares=False).gmac)
         for _ in range(6):
             stated[-1][0]["step"]()
-    assert gmac[1] - gmac[0] == pytest.approx(2 * 64 * 32**2 / 2 / 1e9)
+    assert gmac[1] - gmac[0] == pytest.approx(64 * (21**2 + 2 * 32**2) / 2 / 1e9)
     assert waited == [0, 1, 2, 3, 4, 5, 0, 1]  # four steps behind
 
 
@@ -230,7 +230,7 @@ def test_the_parts_do_what_a_step_does(method, monkeypatch):
     config = Config(method=method, arch="conv", **({} if "bp" in method else {"samples": 3}))
     x, t = np.ones((4, *CONV.input_shape), dtype=np.float32), np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
     state = initial_state(config, CONV)
-    parts = benchmark.parts(config, CONV, state, x, t, None, SimpleNamespace(xp=np, part=lambda name: f"the part {name}"), [])
+    parts = benchmark.parts(config, CONV, state, x, t, None, SimpleNamespace(xp=np, part=lambda name: f"the part {name}"))
     done.clear()
     for name in ("im2col", "losses", "noise"):
         parts[name]()

@@ -1,6 +1,7 @@
 """PyTorch's forms of a training step, which benchmarks compare with: a step of each is npref's, and what is claimed of them holds."""
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import benchmark
@@ -142,6 +143,19 @@ def test_a_form_that_mistakes_R_for_its_transpose_is_refused(monkeypatch):
     monkeypatch.setattr(torch_steps.Net, "fused", lambda net, l: (net.W[l].flatten(1) @ net.R[l].T).reshape(net.W[l].shape))
     with pytest.raises(ValueError, match="differs from npref's"):
         torch_steps.check("torch-algebra", setting(WIDE, "danp")[0], WIDE)
+
+
+@pytest.mark.parametrize("batch_size, seen", [(16, False), (60, True)])
+def test_the_form_that_is_timed_is_checked(batch_size, seen, monkeypatch):
+    """With 16 rows no R of 28 or 30 inputs is changed by the moment, whose diagonal is kept here by mistake; with 60 both are."""
+    monkeypatch.setattr(torch.Tensor, "fill_diagonal_", lambda *arguments: None)
+    config = replace(setting(WIDE, "danp")[0], batch_size=batch_size)
+    network = Network((30,), (Dense(28), Dense(28, activation="identity")))
+    if seen:
+        with pytest.raises(ValueError, match="R_0's change differs from npref's"):
+            torch_steps.check("torch-algebra", config, network)
+    else:
+        torch_steps.check("torch-algebra", config, network)
 
 
 def test_another_loss_is_refused():
