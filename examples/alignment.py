@@ -24,6 +24,7 @@ from cifar10 import (
     Bar,
     add_place_flags,
     any_letters,
+    data_flag,
     exit_code,
     new_folder,
     note,
@@ -67,7 +68,7 @@ TRAINING_ONLY = ("limit_test", "train_samples", "train_sigma2")
 
 
 def parse(arguments):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, (kind, choices, _, text) in MEASURED.items():
         default = DEFAULTS[name]
         options = dict(default=argparse.SUPPRESS)  # so that the namespace tells which flags were given
@@ -139,13 +140,14 @@ def measure_in(out, held, args, given, stop):
     if not saved and (out / "alignment.h5").exists():
         raise FileExistsError(f"{out} holds a measurement already (alignment.h5): resume it, or choose another folder")
     if plots is not None:
-        spare_pictures(out, ("alignment.h5",), "alignment.png", "alignment-epoch*.png", "sigma2.png", "training.png", "split.png")
+        spare_pictures(out, ("alignment.h5",), *(f"{name}.{kind}" for kind in ("png", "svg")
+                                                for name in ("alignment", "alignment-epoch*", "sigma2", "training", "split")))
     bar = Bar(args.quiet, unit="pass")
     try:
         with warn_in_lines():
             log = measure_all(Work(config, data, backend.xp, out, record, bar, stop, say, args.quiet), groups)
     except Interrupted as error:
-        raise Interrupted(f"{error}; what is finished is saved, go on with --resume {quoted(out)}") from None
+        raise Interrupted(f"{error}; what is finished is saved, go on with --resume {quoted(out)}{data_flag(args)}") from None
     except Diverged as error:
         raise Diverged(f"{error}; what is finished is in {out}") from None
     finally:

@@ -283,7 +283,7 @@ def noise_table(xp, repeats=7, n=1 << 20):
 
 
 def parse(arguments):
-    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help="(default: all eight)")
     parser.add_argument("--archs", nargs="+", choices=ARCHITECTURES, default=["fc3"], metavar="ARCH", help="(default: fc3)")
     parser.add_argument("--samples", nargs="+", type=int, default=[1], metavar="K", help="noise samples (default: 1)")

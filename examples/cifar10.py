@@ -106,7 +106,7 @@ def flags(config):
 
 
 def parse(arguments):
-    parser = Parser(description="Train a network on CIFAR-10 with any of the eight methods.", allow_abbrev=False)
+    parser = Parser(description="Train a network on CIFAR-10 with any of the eight methods.")
     add_flags(parser, FLAGS)
     add_place_flags(parser, "log, checkpoint and picture (default: runs/TIME-METHOD-ARCH-DATASET)", "the curves",
                     "the run in DIR, or in --out; its configuration is kept, --epochs may be raised")
@@ -154,20 +154,18 @@ def exit_code(work):
             signal.signal(HANGUP, ask)
         return work(lambda: bool(stopping))
     except Interrupted as error:
-        print(error, file=sys.stderr)
-        return 128 + stopping[0]
+        code, said = 128 + stopping[0], str(error)
     except BrokenPipeError:  # what is finished is saved
         return broken_pipe()
     except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
+        code, said = 3, f"error: {error}"
     except MemoryError as error:
-        print(f"error: out of memory ({' '.join(str(error).split())}): use a smaller --batch-size or --arch, or less padding",
-              file=sys.stderr)
-        return 2
+        code, said = 2, (f"error: out of memory ({' '.join(str(error).split())}): use a smaller --batch-size or --arch, or less padding")
     except (ValueError, TypeError, OSError, BackendUnavailable) as error:
-        print(in_words(error), file=sys.stderr)
-        return 2
+        code, said = 2, in_words(error)
+    with suppress(OSError):  # where nothing can be said, the code tells
+        print(said, file=sys.stderr, flush=True)
+    return code
 
 
 def silence_terminal():
@@ -226,7 +224,7 @@ def run(args, given, stop):
             bar.close()
             say(line(row, config.epochs))
     except Interrupted as error:
-        raise Interrupted(f"{error}; all is saved, go on with --resume {quoted(out)}") from None
+        raise Interrupted(f"{error}; all is saved, go on with --resume {quoted(out)}{data_flag(args)}") from None
     except Diverged as error:
         raise Diverged(f"{error}; the log so far and the last good checkpoint are in {out}") from None
     finally:
@@ -239,6 +237,11 @@ def run(args, given, stop):
     elif args.plot is None:
         print("picture: none, matplotlib cannot be imported; pip install -e \".[examples]\"")
     return 0
+
+
+def data_flag(args):
+    """The flag that a run needs again to go on, if it was given."""
+    return f" --data-dir {quoted(args.data_dir)}" if args.data_dir is not None else ""
 
 
 def spare_pictures(out, logs, *pictures):

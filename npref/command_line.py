@@ -1,6 +1,7 @@
 """What the command lines share: one line about a mistake, and an end without noise where nobody reads on."""
 
 import argparse
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,10 @@ from shlex import quote
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line on stderr, with exit code 2."""
+    """Says what is wrong in one line on stderr, with exit code 2. Flags are given in full; so are its subcommands'."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help tells more)\n")
@@ -29,9 +33,13 @@ def folder(name):
 
 
 def in_words(error):
-    """An exception in one line. What the system says of a file where a folder should be is said more clearly."""
+    """An exception in one line. What the system says of a file where a folder should be, and the like, is said more clearly."""
     if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
         return f"error: {error.filename}: it, or what is above it, is a file where a folder is needed: name another"
+    if isinstance(error, IsADirectoryError) and error.filename:
+        return f"error: {error.filename}: it is a folder where a file is needed: move it, or name another"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+        return "error: no space is left on a disk, or where the output goes: free some, and give the same command again"
     return "error: " + " ".join(str(error).split())
 
 

@@ -189,8 +189,12 @@ def replace_file(path, *parts):
     A link stays, and the file that it leads to is replaced. What is no plain file, as a device or a pipe, is written to.
     """
     if Path(path).exists() and not Path(path).is_file():
-        with open(path, "wb") as file:
-            file.writelines(parts)
+        try:
+            with open(path, "wb") as file:
+                file.writelines(parts)
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
         return
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -220,7 +224,7 @@ def replace_file(path, *parts):
 def _opened(path):
     """The file, read and checked as bytes first: HDF5 itself notices only some kinds of damage."""
     if Path(path).is_dir():
-        raise FileNotFoundError(f"no run file {path}: it is a folder; a run's has log.h5 and checkpoint.h5")
+        raise FileNotFoundError(f"no run file {path}: it is a folder; give a run's, which has log.h5 and checkpoint.h5 as files")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no run file {path}: expected the folder of an earlier run, as printed at its end")
     raw = Path(path).read_bytes()

@@ -404,11 +404,23 @@ def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number):
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == 128 + number and err.count("\n") == 1 and "Traceback" not in err
-    assert err.startswith("stopped in epoch ") and f"go on with --resume {out}" in err
+    assert err.startswith("stopped in epoch ") and err.endswith(f"all is saved, go on with --resume {out}\n")
     assert runlog.read_checkpoint(out / "checkpoint.h5")["counters"]["batch"] > 0 or "after 0 of" in err
     process = start(out, *SLOW, "--resume")
     process.communicate()
     assert process.returncode == 0 and weights(out) == uninterrupted
+
+
+def test_where_the_data_are_is_part_of_how_to_go_on(run, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        yield from ()
+        raise cifar10.Interrupted("stopped")
+
+    monkeypatch.setattr(cifar10, "train", interrupted)
+    monkeypatch.setattr(cifar10.datasets, "load", lambda name, data_dir, *limits: cifar10.datasets.synthetic(40, 20))
+    monkeypatch.setattr(cifar10, "exit_code", lambda work: pytest.raises(cifar10.Interrupted, work, lambda: False).value)
+    for words, said in ((["--data-dir", "my data"], "go on with --resume r --data-dir 'my data'"), ([], "go on with --resume r")):
+        assert str(run(*words, "--dataset", "cifar10", "--out", "r")[0]).endswith(said)
 
 
 def test_a_second_signal_ends_it_where_it_is_but_cleanly(handlers):
@@ -471,6 +483,12 @@ def test_output_that_nobody_reads(tmp_path):
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 128 + signal.SIGPIPE
     assert runlog.read_checkpoint(tmp_path / "r" / "checkpoint.h5")["counters"]["epoch"] >= 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_error_that_cannot_be_told_has_its_code():
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, SCRIPT, *TINY, "--resume", "nowhere"], stderr=full).returncode == 2
 
 
 def test_closed_output(tmp_path):

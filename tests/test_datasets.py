@@ -177,9 +177,9 @@ def test_available(binary, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("cifar100", "no CIFAR-100: expected the folder cifar-100-binary in .* or use --dataset synthetic-cifar100"),
-    ("tiny-imagenet", "no Tiny ImageNet: expected the folder tiny-imagenet-200 in .* or use --dataset synthetic-tiny-imagenet"),
-    ("sarcos", "no SARCOS: expected the file sarcos_inv.mat in .* or use --dataset synthetic-sarcos$"),
+    ("cifar100", "no CIFAR-100: expected the folder cifar-100-binary in .* or use the data set synthetic-cifar100, which is made here"),
+    ("tiny-imagenet", "no Tiny ImageNet: expected the folder tiny-imagenet-200 in .* or use the data set synthetic-tiny-imagenet, which"),
+    ("sarcos", "no SARCOS: expected the file sarcos_inv.mat in .* or use the data set synthetic-sarcos, which is made here$"),
     ("sarcos-dedup", "no SARCOS: expected the file sarcos_inv.mat in .*fetch sarcos-dedup"),
     ("sarcos-split-test", "no SARCOS: expected the file sarcos_inv_test.mat in .*fetch sarcos-split-test"),
 ])

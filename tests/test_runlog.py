@@ -108,7 +108,7 @@ def test_all_of_a_file_is_flushed(tmp_path, monkeypatch, size):
 def test_files_that_are_not_ours(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run file .*log.h5"):
         runlog.read_log(tmp_path / "log.h5")
-    with pytest.raises(FileNotFoundError, match=f"no run file {tmp_path}: it is a folder; a run's has log.h5 and checkpoint.h5"):
+    with pytest.raises(FileNotFoundError, match=f"no run file {tmp_path}: it is a folder; give a run's, which has log.h5"):
         runlog.read_log(tmp_path)
     (tmp_path / "text.h5").write_text("<html>")
     with pytest.raises(ValueError, match="expected an npref run file of format 1, got another kind of file"):
@@ -201,6 +201,8 @@ def test_a_full_disk_is_a_plain_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left.*/log\.h5.$"):
         runlog.write_log(tmp_path / "log.h5", {"run": 2}, {}, ROWS, "running")
     assert runlog.read_log(tmp_path / "log.h5")["config"] == {"run": 1} and os.listdir(tmp_path) == ["log.h5"]
+    with pytest.raises(OSError, match="No space left.*/dev/full.$"):
+        runlog.replace_file("/dev/full", b"a")
 
 
 def test_lock(tmp_path):

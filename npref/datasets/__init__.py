@@ -67,7 +67,7 @@ def load(name="auto", data_dir=None, limit_train=None, limit_test=None):
     title, standin = TITLES[name]
     also = ", or use sarcos-split-test, which needs no training file" if missing is SARCOS_TRAIN and places[1][1] else ""
     raise FileNotFoundError(f"no {title}: expected the {'folder' if missing.folder else 'file'} {missing.place} in {looked}; "
-                            f"get it with {command}, or use --dataset {standin}{also}")
+                            f"get it with {command}, or use the data set {standin}, which is made here{also}")
 
 
 def load_found(name, *places):

@@ -16,10 +16,10 @@ from .files import flat, list_cases, one_case, write
 def parse(arguments):
     parser = Parser(prog="python -m npref.oracle", description="Golden vectors of the paper's rules; the check of other code against them.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="write | check | list | show")
-    command = commands.add_parser("write", help="compute the cases and write them to an HDF5 file", allow_abbrev=False)
+    command = commands.add_parser("write", help="compute the cases and write them to an HDF5 file")
     command.add_argument("vectors", metavar="OUT.h5")
     command.add_argument("--cases", default="*", nargs="+", metavar="GLOB", help="only cases with such a name, as 'danp/*' (default: all)")
-    command = commands.add_parser("check", help="compare an implementation with a file of golden vectors", allow_abbrev=False,
+    command = commands.add_parser("check", help="compare an implementation with a file of golden vectors",
                                   epilog="conventions: " + "; ".join(f"{name} is {c.text}" for name, c in CONVENTIONS.items()))
     command.add_argument("vectors", metavar="VECTORS.h5")
     command.add_argument("--adapter", required=True, metavar="MODULE:OBJECT", help="a function of a case; npref.oracle:self is npref's own")
@@ -27,9 +27,9 @@ def parse(arguments):
     command.add_argument("--cases", default="*", nargs="+", metavar="GLOB", help="only cases with such a name (default: all)")
     command.add_argument("--dtype", choices=DTYPES, help="only this dtype (default: both)")
     command.add_argument("--quiet", action="store_true", help="print differences and the summary only (default: no)")
-    command = commands.add_parser("list", help="the cases of a file, or the built-in ones, a line each", allow_abbrev=False)
+    command = commands.add_parser("list", help="the cases of a file, or the built-in ones, a line each")
     command.add_argument("vectors", metavar="VECTORS.h5", nargs="?")
-    command = commands.add_parser("show", help="one case: its settings and the shapes of its arrays", allow_abbrev=False)
+    command = commands.add_parser("show", help="one case: its settings and the shapes of its arrays")
     command.add_argument("vectors", metavar="VECTORS.h5")
     command.add_argument("case", metavar="CASE")
     command.add_argument("--values", action="store_true", help="print the numbers too (default: no)")
