@@ -92,7 +92,7 @@ def doubt(rows):
 
 
 def parse(arguments):
-    parser = Parser(description="Double the learning rate until training is unstable or no longer better.", allow_abbrev=False)
+    parser = Parser(description="Double the learning rate until training is unstable or no longer better.")
     add_flags(parser, [name for name in FLAGS if name not in ("lr", "seed", "eval_train")])
     parser.set_defaults(epochs=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds that every rate is tried with (default: 0)")
@@ -133,7 +133,7 @@ def run(args, stop):
     out.mkdir(parents=True, exist_ok=True)
     path = out / "search.h5"
     if plots is not None:
-        spare_pictures(out, ("search.h5",), "search.png")
+        spare_pictures(out, ("search.h5",), "search.png", "search.svg")
     about = {**asdict(config), "seeds": args.seeds, "start": args.start, "factor": args.factor, "patience": args.patience,
              "most": args.most}
     about.pop("lr")

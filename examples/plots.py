@@ -16,6 +16,7 @@ COLOURS = {"bp": "black", "np": "C3", "inp": "C2", "anp": "C0"}
 MARKERS = {"bp": "D", "np": "s", "inp": "^", "anp": "o"}  # full for decorrelated forms, hollow for plain ones: also readable in grey
 
 VARIANTS = "x+*v<>1234hp"
+BEGINNINGS = {"png": b"\x89PNG", "svg": b"<?xml"}  # of files
 
 
 def plot_run(log, path):
@@ -125,14 +126,23 @@ def blend(colour, share):
 
 def save(figure, path):
     """PNG at `path` and SVG beside it, with nothing in them that changes from one time to the next; returns the path."""
+    beside = Path(path).with_suffix(".svg")
+    _spare(beside, "svg")  # before either is written
     _write(figure, path, "png", dpi=120, metadata={"Software": None})
     with rc_context({"svg.hashsalt": "npref"}):
-        _write(figure, Path(path).with_suffix(".svg"), "svg", metadata={"Date": None})
+        _write(figure, beside, "svg", metadata={"Date": None})
     return path
+
+
+def _spare(path, kind):
+    """Raise FileExistsError for a file in a picture's place that is none."""
+    if Path(path).is_file() and not Path(path).read_bytes().startswith(BEGINNINGS[kind]):
+        raise FileExistsError(f"{path} is there already, and no picture: move it, or choose another folder")
 
 
 def _write(figure, path, kind, **options):
     """The picture as a whole, or the one that is there stays."""
+    _spare(path, kind)
     drawn = BytesIO()
     figure.savefig(drawn, format=kind, **options)
     replace_file(path, drawn.getvalue())

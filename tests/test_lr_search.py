@@ -206,7 +206,16 @@ def test_a_picture_of_someones_is_not_overwritten(tmp_path, capsys):
     arguments = [*TINY, "--most", "1", "--out", str(tmp_path)]
     assert lr_search.main(arguments) == 2 and "search.png is there already: choose another folder, or --no-plot" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["search.png"] and (tmp_path / "search.png").read_text() == "mine"
-    assert lr_search.main([*arguments, "--no-plot"]) == 0 and lr_search.main(arguments) == 0  # a search's own
+    assert lr_search.main([*arguments, "--no-plot"]) == 0 and lr_search.main(arguments) == 2  # though the search is there
+    assert "search.png is there already, and no picture: move it, or choose" in capsys.readouterr().err
+    (tmp_path / "search.png").rename(tmp_path / "search.svg")
+    assert lr_search.main(arguments) == 2 and (tmp_path / "search.svg").read_text() == "mine" and not (tmp_path / "search.png").exists()
+    (tmp_path / "search.svg").unlink()
+    assert lr_search.main(arguments) == lr_search.main(arguments) == 0  # a search's own
+    for log in tmp_path.glob("search.h5"):
+        log.unlink()
+    (tmp_path / "search.png").unlink()
+    assert lr_search.main(arguments) == 2 and "search.svg is there already: choose another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fewer", [["--most", "3"], ["--most", "9", "--patience", "1"]])

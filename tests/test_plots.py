@@ -334,6 +334,21 @@ def test_the_star_of_a_search_has_its_lines_colour(undrawn):
     assert axes.get_ylim() == pytest.approx((1.6, 30))
 
 
+def test_what_is_no_picture_is_not_replaced(tmp_path):
+    """Neither by a picture nor by the SVG beside it, and then nothing is written; pictures are."""
+    from matplotlib.figure import Figure
+
+    for name, other in (("p.png", "p.svg"), ("p.svg", "p.png")):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(FileExistsError, match=f"{name} is there already, and no picture: move it, or choose another folder"):
+            plots.save(Figure(), tmp_path / "p.png")
+        assert (tmp_path / name).read_text() == "mine" and not (tmp_path / other).exists()
+        (tmp_path / name).unlink()
+    for _ in range(2):
+        plots.save(Figure(), tmp_path / "p.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png", "p.svg"]
+
+
 def test_the_scaling_tells_methods_apart(undrawn):
     rows = [{"method": m, "samples": 1, "arch": "fc3", "batch_size": 1000, "step": 2.0, "floor": 1.0} for m in ("np", "anp", "danp")]
     plots.plot_scaling(rows, "p.png")
