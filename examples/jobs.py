@@ -1,10 +1,12 @@
 """The processes that a recipe takes, and running them: several at a time, with how far they are and what is left."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +52,12 @@ class Job:
         path = self.folder / self.log
         if not path.is_file():
             return None
-        log = read_log(path)
+        try:
+            log = read_log(path)
+        except ValueError as error:
+            if self.log != "log.h5" or not path.with_name("checkpoint.h5").is_file():
+                raise
+            raise ValueError(f"{path}: damaged, or no log; delete it, and the same command makes it anew from checkpoint.h5") from error
         try:
             check_complete(log)
             check_name(self.folder.name, log)
@@ -213,7 +220,7 @@ def work(jobs, args, stop, recorded):
                     failed.append(f"{job.folder.name}: {error}")
                     jobs.remove(job)
                     continue
-                if code == 2 and (not free(job) or "another process is writing" in (said := last_line(job))
+                if code == 2 and (not free(job) or "another process is writing" in (said := said_last(job, code))
                                   or "holds a run already" in said and going_on(job)):  # another was a moment faster
                     waiting.append(job)
                     continue
@@ -221,9 +228,10 @@ def work(jobs, args, stop, recorded):
                 ok = (job.log == "log.h5" and code == 0 and len(rows) >= job.epochs or job.done()
                       and (job.log != "search.h5" or any(row["train_loss"] == row["train_loss"] for row in rows)))  # not NaN, diverged
                 if not ok:
-                    failed.append(f"{job.folder.name}: exit code {code}: {last_line(job)}")
+                    failed.append(f"{job.folder.name}: {f'exit code {code}: ' if code >= 0 else ''}{said_last(job, code)}")
                 display.close()
-                print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: {result(job, status, rows, ok)}"
+                came_to = result(job, status, rows) if ok else f"failed, {said_last(job, code)}"
+                print(f"[{total - len(waiting) - len(running)}/{total}] {job.folder.name}: {came_to}"
                       f"{display.left(waiting, running, args.jobs)}", flush=True)
             display.show(waiting, running, args.jobs)
             if stop():
@@ -262,15 +270,21 @@ def going_on(job):
     return job.log != "search.h5" and (job.folder / ("checkpoint.h5" if job.log == "log.h5" else job.log)).exists()
 
 
-def last_line(job):
-    lines = (job.folder / "output.txt").read_text(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+def said_last(job, code):
+    """The last line of a process that has ended with this exit code, or what can be said in its place."""
+    if code < 0:
+        why = ", perhaps as memory ran out" if -code == signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{why}; what it has saved stays, the same command goes on"
+    try:
+        lines = (job.folder / "output.txt").read_text(errors="replace").split("\n")
+        full = shutil.disk_usage(job.folder).free < 1 << 20
+    except OSError as error:
+        return f"what it said cannot be read: {error}"
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing" + ", as the disk is full" * full)
 
 
-def result(job, status, rows, ok):
-    """What a run that has ended came to."""
-    if not ok:
-        return f"failed, {last_line(job)}"
+def result(job, status, rows):
+    """What a run that has ended well, or diverged, came to."""
     if status.startswith("diverged"):
         return status
     if job.log == "search.h5":
@@ -296,7 +310,11 @@ class Display:
 
         A run without an epoch so far is taken to be as fast as a recorded one with any seed, or as an average one.
         """
-        states = {job: job.rows()[1] for job in self.jobs if job.log == "log.h5"}
+        states = {}
+        for job in self.jobs:
+            if job.log == "log.h5":
+                with suppress(ValueError, OSError):  # a log that cannot be read is told of where its run is started, or ends
+                    states[job] = job.rows()[1]
         pace = {job: self.recorded[name] for job in states if (name := without_seed(job.folder.name)) in self.recorded}
         pace |= {job: pace_of(rows) for job, rows in states.items() if rows}
         if not pace:

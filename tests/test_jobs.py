@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,11 +323,83 @@ def test_another_process_is_at_it_or_has_gone_on(run, tmp_path, monkeypatch, cod
             unlock(held[0])  # when the other has ended, ours goes on
         return found
 
-    monkeypatch.setattr(jobs, "last_line", lambda job: "epoch 1/5")
+    monkeypatch.setattr(jobs, "said_last", lambda job, code: "epoch 1/5")
     monkeypatch.setattr(jobs, "start", beaten)
     monkeypatch.setattr(jobs, "locked", locked_until_asked)
     end, out, err = run("run", "mine", *SMALL)
     assert result in out and end == ("failed" in result) and ("exit code 0" in err) == ("failed" in result), (out, err)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda folder: None, "failed, killed by SIGKILL, perhaps as memory ran out; what it has saved stays, the same command goes on"),
+    (shutil.rmtree, "failed, killed by SIGKILL"),
+])
+def test_a_killed_run_is_told_of_and_stops_nothing_else(run, monkeypatch, spoil, words):
+    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"), epochs=1)
+    start = jobs.start
+
+    def killed(job, args):
+        if "-bp-" not in job.folder.name:
+            return start(job, args)
+        job.folder.mkdir(parents=True)
+        spoil(job.folder)
+        return subprocess.Popen([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
+
+    monkeypatch.setattr(jobs, "start", killed)
+    code, out, err = run("run", "mine", *SMALL)
+    assert code == 1 and words in out and "[2/2] synthetic-fc1-np-limit-train-40-s0: " in out, (out, err)
+    assert err.startswith("failed: synthetic-fc1-bp-limit-train-40-s0: killed by SIGKILL") and err.count("\n") == 1
+
+
+def test_what_a_run_said_may_be_gone(run, monkeypatch):
+    """With its folder, or as the disk is full."""
+    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"), epochs=1)
+    start, usage = jobs.start, shutil.disk_usage("/")
+
+    def gone(job, args):
+        if "-bp-" in job.folder.name:
+            return subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
+        return start(job, args)
+
+    monkeypatch.setattr(jobs, "start", gone)
+    code, out, err = run("run", "mine", *SMALL)
+    assert code == 1 and "failed: synthetic-fc1-bp-limit-train-40-s0: exit code 2: what it said cannot be read: " in err
+    assert "[2/2] synthetic-fc1-np-limit-train-40-s0: " in out and err.count("\n") == 1
+    job = jobs.Job("cifar10.py", (), Path("runs/reproduce/synthetic-fc1-np-limit-train-40-s0"))
+    (job.folder / "output.txt").write_text("\n")
+    assert jobs.said_last(job, 1) == "it said nothing"
+    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda folder: usage._replace(free=0))
+    assert jobs.said_last(job, 1) == "it said nothing, as the disk is full"
+
+
+def test_a_log_that_cannot_be_read_any_more_stops_nothing_else(run, monkeypatch, tmp_path):
+    """It was whole as the runs began."""
+    recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"), epochs=1)
+    assert run("run", "mine", *SMALL, "--methods", "bp")[0] == 0
+    start, log = jobs.start, tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
+
+    def spoiling(job, args):
+        log.write_text("spoilt")
+        return start(job, args)
+
+    monkeypatch.setattr(jobs, "start", spoiling)
+    code, out, err = run("run", "mine", *SMALL)
+    assert (code, err) == (0, "") and "[1/1] synthetic-fc1-np-limit-train-40-s0: " in out
+
+
+def test_a_damaged_log_is_made_anew_from_its_checkpoint(run, monkeypatch, tmp_path):
+    recipe(monkeypatch, Cell("bp", "fc1"), epochs=1)
+    assert run("run", "mine", *SMALL)[0] == 0
+    log = tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
+    rows = read_log(log)["rows"]
+    log.write_bytes(log.read_bytes()[:-1])
+    code, _, err = run("run", "mine", *SMALL)
+    assert code == 1 and f"{log.relative_to(tmp_path)}: damaged, or no log; delete it, and the same command makes it anew from ch" in err
+    log.unlink()
+    assert run("run", "mine", *SMALL)[0] == 0 and read_log(log)["rows"] == rows
+    log.write_bytes(log.read_bytes()[:-1])
+    log.with_name("checkpoint.h5").unlink()
+    assert "start a new run, or use a copy of it" in run("run", "mine", *SMALL)[2]
 
 
 def test_a_folder_whose_lock_cannot_be_asked_stops_nothing_else(run, monkeypatch, tmp_path):
