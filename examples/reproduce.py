@@ -19,7 +19,7 @@ from pathlib import Path
 from cifar10 import any_letters, exit_code, plotter
 from jobs import alignment_jobs, cells_of, going_on, left_to_do, search_jobs, training_jobs, wanted, work
 from recipes import NOT_RUN, RECIPES
-from results import STAND_INS, alignment_of, config_of, gather, kind_of, record, run_name, runs_of, searches, searches_of
+from results import STAND_INS, alignment_of, gather, kind_of, record, runs_of, search_shown, searches, searches_of
 from tables import curves, table
 
 from npref import METHODS, datasets, get_backend
@@ -33,7 +33,7 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def parse(arguments):
-    parser = Parser(description="Run, tabulate and draw the paper's tables and figures.", allow_abbrev=False)
+    parser = Parser(description="Run, tabulate and draw the paper's tables and figures.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--runs", type=folder, help="folder of the runs (default: runs/reproduce)")
@@ -75,6 +75,8 @@ def parse(arguments):
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if min(getattr(args, "seeds", None) or [0]) < 0:
         parser.error(f"--seeds must be at least 0, got {min(args.seeds)}")
+    if getattr(args, "into", None) is not None and not args.into.is_file():
+        parser.error(f"--into names a file that is there, with lines {BEGIN} and {END}, got {args.into}")
     if getattr(args, "own", False) and args.results is not None:
         parser.error("--results has no effect with --own: leave one out")
     if args.command != "record" and args.results is not None and not args.results.is_dir():
@@ -107,10 +109,14 @@ def checked(results):
 def shown_logs(args):
     """The logs that list, table and plot show: {name: log}. Own runs in whose place recorded ones are shown are told of on stderr."""
     logs = gather(None if args.own else checked(args.results), args.runs)
-    cells = [cell for name in getattr(args, "names", ()) or RECIPES if name in RECIPES for cell in RECIPES[name].cells]
+    recipes = {name: RECIPES[name] for name in getattr(args, "names", ()) or RECIPES if name in RECIPES}
 
     def shown(logs):
-        return {run_name(config_of(log)) for cell in cells for log in runs_of(cell, logs).values()}
+        found = [alignment_of(name, logs) for name, recipe in recipes.items() if recipe.alignment]
+        for recipe in recipes.values():
+            for cell in recipe.cells:
+                found += [search_shown(cell, logs)] if recipe.searches_only else runs_of(cell, logs).values()
+        return {name for name, log in logs.items() if any(log is other for other in found)}
 
     own = {name: log for name, log in logs.items() if (args.runs / name).is_dir()}
     if not args.own and own and (hidden := sorted(shown(own) - shown(logs))):
@@ -193,13 +199,15 @@ def check_effect(args):
                 raise ValueError(f"--{flag} has no effect on a measurement of angles, which is run as a whole: leave it out")
     elif not any(recipe.alignment or cells_of(name, args) for name, recipe in RECIPES.items() if name in args.names):
         raise ValueError(f"no cell of {', '.join(args.names)} is left by --methods, --archs and --samples: nothing to run")
-    if all(recipe.searches_only for recipe in recipes):
-        if args.seeds:
+    if tries := [recipe.search_epochs for recipe in recipes if recipe.searches_only]:
+        trained = any(recipe.cells and not recipe.searches_only for recipe in recipes)
+        if args.seeds and not trained:
             raise ValueError("--seeds has no effect on a search for learning rates, which has its own: leave it out")
-        if args.epochs and args.epochs > (most := max(recipe.search_epochs for recipe in recipes)):
+        if args.epochs and not trained and args.epochs > (most := max(tries)):
             raise ValueError(f"--epochs {args.epochs} has no effect on a search for learning rates, which tries each for {most}: "
                              "leave it out, or give fewer")
-    if (args.dedup or args.split_test) and not any(cell.dataset == "sarcos" for recipe in recipes for cell in recipe.cells):
+    if (args.dedup or args.split_test) and not any(cell.dataset == "sarcos" for name in args.names if name in RECIPES
+                                                   for cell in cells_of(name, args)):
         raise ValueError(f"--{'dedup' if args.dedup else 'split-test'} has no effect without SARCOS: leave it out")
 
 
@@ -259,7 +267,6 @@ def draw(args, stop):
     places = args.runs if args.own else f"{args.runs} or {args.results}"
     if not logs and not args.names:
         raise ValueError(f"nothing to draw: expected runs in {places}")
-    out.mkdir(parents=True, exist_ok=True)
     any_drawn = False
     for name in args.names or RECIPES:
         if stop():
@@ -270,14 +277,13 @@ def draw(args, stop):
         recipe = RECIPES[name]
         function = getattr(alignment_plots if recipe.alignment else plots, recipe.figure)
         if recipe.alignment:
-            log = alignment_of(name, logs)
-            drawn = log and function(log, out / f"{name}.png")
+            content = alignment_of(name, logs)
         else:
-            prepared = searches(recipe.cells, logs) if recipe.searches_only else curves(recipe.cells, logs)
-            drawn = prepared and function(prepared, out / f"{name}.png")
-        if drawn:
+            content = searches(recipe.cells, logs) if recipe.searches_only else curves(recipe.cells, logs)
+        if content:
+            out.mkdir(parents=True, exist_ok=True)
             any_drawn = True
-            print(f"{name}: {drawn}")
+            print(f"{name}: {function(content, out / f'{name}.png')}")
         elif args.names:
             raise ValueError(f"{name} has not been run: expected runs of it in {places}; python examples/reproduce.py run {name}")
     if not args.names and not any_drawn:
@@ -286,7 +292,7 @@ def draw(args, stop):
 
 
 def keep(args, stop):
-    recorded, own = gather(args.results, None), gather(None, args.runs)
+    recorded, own = gather(checked(args.results), None), gather(None, args.runs)
     whole = {name: log for name, log in own.items() if log["status"].startswith(("finished", "diverged"))
              and not any(log["config"].get(limit) for limit in ("limit_train", "limit_test"))
              and not log["config"]["dataset"].startswith("synthetic")}

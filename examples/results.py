@@ -307,6 +307,13 @@ def searches_of(cell, logs):
             and log["status"] == "finished" and cell.search is not None and matches(cell, config_of(log))]
 
 
+def search_shown(cell, logs):
+    """That of the cell's searches that a table of rates shows: on its data set before a stand-in, the longest first; None without one."""
+    order = STAND_INS[cell.dataset]
+    return min(searches_of(cell, logs), key=lambda log: (order.index(log["config"]["dataset"]), -(log["config"]["limit_train"] or math.inf),
+                                                         -log["config"]["epochs"]), default=None)
+
+
 def searches(cells, logs):
     """The learning-rate searches of these cells: {name: log}, each once."""
     found = [log for cell in cells for log in searches_of(cell, logs)]
@@ -340,6 +347,8 @@ def record(results, logs):
                 summary(name, log)
         except KeyError as error:
             raise ValueError(f"{name}: its log has no {error}; delete it, or take a copy of it") from error
+    if (results / "runs.tsv").exists() and not (results / "runs.tsv").read_bytes().startswith("\t".join(SUMMARY[:3]).encode()):
+        raise FileExistsError(f"{results / 'runs.tsv'} is there already, and not of recorded results: name another folder")
     (results / "logs").mkdir(parents=True, exist_ok=True)
     for name, log in logs.items():
         write_text(results / "logs" / f"{name}.tsv", log)

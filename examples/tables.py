@@ -5,7 +5,7 @@ import math
 from lr_search import best as best_rate
 from lr_search import doubt
 from recipes import RECIPES
-from results import STAND_INS, alignment_of, figures, runs_of, samples, searches_of, value
+from results import alignment_of, figures, runs_of, samples, search_shown, value
 
 
 def table(names, logs):
@@ -69,14 +69,10 @@ def cell_line(cell, runs):
 
 
 def rate_line(cell, logs):
-    """One line of a table of learning rates: what the search found, on the cell's data set before a stand-in, the longest first."""
-    paper = "" if cell.paper_lr is None else f"{cell.paper_lr:g}"
-    found = searches_of(cell, logs)
-    if not found:
+    """One line of a table of learning rates: what the search found."""
+    paper, log = "" if cell.paper_lr is None else f"{cell.paper_lr:g}", search_shown(cell, logs)
+    if log is None:
         return f"| {cell.arch} | {label(cell)} | {paper} | not run | | |"
-    order = STAND_INS[cell.dataset]
-    log = min(found, key=lambda log: (order.index(log["config"]["dataset"]), -(log["config"]["limit_train"] or math.inf),
-                                      -log["config"]["epochs"]))
     config, rates = log["config"], [f"{row['lr']:.3g}" for row in log["rows"]]
     notes = [f"{config['epochs']} epochs a rate"] + ([f"on {config['dataset']}"] if config["dataset"] != cell.dataset else [])
     notes += [f"{config['limit_train']} training samples"] if config["limit_train"] else []

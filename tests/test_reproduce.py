@@ -263,6 +263,12 @@ def test_the_pictures_are_the_same_every_time(run, tmp_path):
     (["run", "v2-figure2", "v2-table1", "--methods", "np"], "--methods has no effect on a measurement of angles"),
     (["run", "v2-table3", "--samples", "10"], "no cell of v2-table3 is left by --methods, --archs and --samples: nothing to run"),
     (["run", "v2-table3", "--dedup"], "--dedup has no effect without SARCOS: leave it out"),
+    (["run", "v2-figure8", "v2-table3", "--archs", "fc1", "--split-test"], "--split-test has no effect without SARCOS: leave it out"),
+    (["run", "v2-figure2", "v1-table2", "--archs", "fc1", "--seeds", "4"], "--seeds has no effect on a search for learning rates"),
+    (["run", "v2-figure2", "v1-table2", "--archs", "fc1", "--epochs", "3"], "--epochs 3 has no effect on a search for learning rates"),
+    (["run", "v2-table3", "--meth", "bp"], "unrecognized arguments: --meth bp"),
+    (["table", "--into", "nofile.md"], "--into names a file that is there, with lines <!-- results: begin --> and <!-- results: end -->, "),
+    (["table", "--into", "."], "--into names a file that is there, with lines <!-- results: begin --> and <!-- results: end -->, got ."),
     (["draw"], "invalid choice: 'draw'"),
 ])
 def test_mistakes(run, words, message, monkeypatch):
@@ -425,6 +431,50 @@ def test_own_runs_that_are_not_shown_are_told_of(run, tmp_path, monkeypatch):
     log = read_log(own)
     write_log(own, log["config"], log["environment"], [], "interrupted")  # which is nothing to show
     assert run("table", "mine")[2] == ""
+
+
+def test_own_searches_and_measurements_that_are_not_shown_are_told_of(run, tmp_path, monkeypatch):
+    """And a training run is not where a table shows none."""
+    cell = Cell("bp", "fc1", options=(("loss", "mse"), ("optimizer", "sgd")), search=1e-3)
+    recipe(monkeypatch, cell, searches_only=True)
+    config = results.cell_config(cell, "cifar10", lr=1e-3, epochs=2)
+    about = {**asdict(config), "seeds": [0], "start": 1e-3, "factor": 2.0, "patience": 3, "most": 60}
+    about.pop("lr")
+    rows = [{"lr": 1e-3, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5, "seconds": 1.0},
+            {"lr": 2e-3} | dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"), float("nan"))]
+    (tmp_path / "results/logs").mkdir(parents=True, exist_ok=True)
+    results.write_text(tmp_path / "results/logs" / f"{results.search_name(config)}.tsv",
+                       {"config": about, "environment": {"samples": "all"}, "status": "finished", "rows": rows})
+    own = tmp_path / "runs/reproduce" / results.search_name(replace(config, limit_train=40))
+    own.mkdir(parents=True)
+    write_log(own / "search.h5", about | {"limit_train": 40}, {"samples": "40"}, rows, "finished")
+    train = replace(config, epochs=1, limit_train=40)
+    (tmp_path / "runs/reproduce" / results.run_name(train)).mkdir()
+    write_log(tmp_path / "runs/reproduce" / results.run_name(train) / "log.h5", asdict(train), {},
+              [{"epoch": 1} | {name: 1.0 for name in rows[0] if name != "lr"}], "finished")
+    err = run("table", "mine")[2]
+    assert f"that are not shown: 1, such as {own.name}; others" in err and err.count("\n") == 1
+    assert run("table", "mine", "--own")[2] == ""
+
+
+def test_a_plot_of_nothing_makes_no_folder(run, tmp_path):
+    assert run("plot", "v2-table1", "--out", "new")[0] == 0 and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name, words", [("notes.txt", "--results names a folder of recorded results, which are in a folder logs of it"),
+                                         ("logs/runs.tsv", ""), ("runs.tsv", "--results names a folder of recorded results")])
+def test_record_takes_no_other_folder_than_recorded_results(run, tmp_path, name, words):
+    """Nor another's table in one."""
+    mine = tmp_path / "results" / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("my\tprecious\ttable\n")
+    if not words:  # a folder logs, with the table beside it
+        mine, words = mine.rename(tmp_path / "results/runs.tsv"), "runs.tsv is there already, and not of recorded results: name another"
+    (tmp_path / "runs/reproduce").mkdir(parents=True)
+    before = sorted((tmp_path / "results").rglob("*"))
+    code, out, err = run("record")
+    assert code == 2 and words in err and err.count("\n") == 1 and out == ""
+    assert mine.read_text() == "my\tprecious\ttable\n" and sorted((tmp_path / "results").rglob("*")) == before
 
 
 def test_a_part_of_the_test_set_is_a_part(run, tmp_path, monkeypatch):
