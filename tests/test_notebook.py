@@ -14,8 +14,8 @@ matplotlib = pytest.importorskip("matplotlib")
 NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
-def run(monkeypatch):
-    """What every code cell says, and what it said when the notebook was saved: a list of pairs."""
+def run(monkeypatch, change=lambda source: source):
+    """What every code cell says, its source changed, and what it said when the notebook was saved: a list of pairs."""
     matplotlib.use("Agg")
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: matplotlib.pyplot.close("all"))
     namespace, pairs = {}, []
@@ -23,7 +23,7 @@ def run(monkeypatch):
         if cell["cell_type"] == "code":
             said = StringIO()
             with redirect_stdout(said), matplotlib.rc_context():
-                exec("".join(cell["source"]), namespace)
+                exec(change("".join(cell["source"])), namespace)
             pairs.append((said.getvalue(), "".join(text for output in cell["outputs"] for text in output.get("text", ()))))
     return pairs
 
@@ -36,6 +36,17 @@ def test_it_says_what_it_shows(monkeypatch):
         for number, as_saved in zip(re.findall(NUMBER, now), re.findall(NUMBER, saved)):
             digits, _, exponent = as_saved.partition("e")  # elsewhere the last digit may be rounded otherwise
             assert abs(float(number) - float(as_saved)) < 1.01 * 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2])), (now, saved)
+
+
+def test_all_that_is_asserted_holds_for_other_layers(monkeypatch):
+    changed = []
+
+    def other(source):
+        changed.append("units = [12, 16, 16, 16, 5]" in source)
+        return source.replace("units = [12, 16, 16, 16, 5]", "units = [12, 24, 16, 20, 16, 10]")
+
+    run(monkeypatch, other)
+    assert sum(changed) == 1
 
 
 @pytest.mark.parametrize("name", ["bp_update", "np_update", "inp_update", "anp_update", "decorrelation_update"])
