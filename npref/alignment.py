@@ -1,6 +1,6 @@
 """How well a rule's update agrees with backpropagation's: angles, their fall with the noise samples, bias and variance.
 
-The reference g_l is BP's ΔW_l (Eq. 1) on the same network, parameters and batch (`rules.bp_update`). For a decorrelated method that is
+The reference G_l is BP's ΔW_l (Eq. 1) on the same network, parameters and batch (`rules.bp_update`). For a decorrelated method that is
 DBP's: the gradient with respect to W_l where x* = R x is the layer's input. Updates come as ΔW_1 ... ΔW_L (`Update.dW`); biases are
 not compared. Sums are in float64, whatever the updates are in.
 """
@@ -62,7 +62,7 @@ def running_means(update, samples):
 
 @dataclass(frozen=True)
 class Spread:
-    """R estimates u_1 ... u_R so far: count = R; mean, ū per layer; squares (L,), Σ_r ‖u_r - ū‖². All float64."""
+    """n estimates u_1 ... u_n so far: count = n; mean, ū per layer; squares (L,), Σ_i ‖u_i - ū‖². All float64."""
 
     count: int
     mean: tuple
@@ -71,11 +71,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Split:
-    """An estimator's squared distance from g, split per layer: all (L,) float64 on the host, in the units of ‖g‖², or of nothing.
+    """An estimator's squared distance from G, split per layer: all (L,) float64 on the host, in the units of ‖G‖², or of nothing.
 
-    variance  Σ_r ‖u_r - ū‖² / (R - 1)
-    bias2     ‖ū - g‖² - variance / R, which is unbiased, and so below 0 now and then
-    relative_variance, relative_bias2: both over ‖g‖² (not finite where g is 0).   snr  (‖ū‖² - variance / R) / variance
+    variance  Σ_i ‖u_i - ū‖² / (n - 1)
+    bias2     ‖ū - G‖² - variance / n, which is unbiased, and so below 0 now and then
+    relative_variance, relative_bias2: both over ‖G‖² (not finite where G is 0).   snr  (‖ū‖² - variance / n) / variance
     """
 
     variance: np.ndarray
@@ -88,7 +88,7 @@ class Split:
 def add_estimate(spread, dW):
     """The Spread with one more independent estimate; `spread` is None before the first. Welford's update:
 
-        ū ← ū + d/R,   squares ← squares + (R - 1)/R ‖d‖²,   d = u_R - ū
+        ū ← ū + d/n,   squares ← squares + (n - 1)/n ‖d‖²,   d = u_n - ū
 
     which needs no earlier estimate, and no difference of large squares. Raises ValueError for unequal shapes.
     """
@@ -96,22 +96,22 @@ def add_estimate(spread, dW):
     xp = array_module(*dW)
     if spread is None:
         return Spread(1, tuple(u.astype("float64") for u in dW), xp.zeros(len(dW)))
-    R, d = spread.count + 1, [u - mean for u, mean in zip(dW, spread.mean)]
-    return Spread(R, tuple(mean + d_l / R for mean, d_l in zip(spread.mean, d)), spread.squares + (R - 1) / R * _norm2(xp, d))
+    n, d = spread.count + 1, [u - mean for u, mean in zip(dW, spread.mean)]
+    return Spread(n, tuple(mean + d_l / n for mean, d_l in zip(spread.mean, d)), spread.squares + (n - 1) / n * _norm2(xp, d))
 
 
 def bias_and_variance(spread, reference):
-    """The Split of the estimates in `spread` about the reference g_1 ... g_L. Raises ValueError for fewer than two, or unequal shapes."""
+    """The Split of the estimates in `spread` about the reference G_1 ... G_L. Raises ValueError for fewer than two, or unequal shapes."""
     if spread is None or spread.count < 2:
         raise ValueError(f"a variance needs at least 2 independent estimates, got {0 if spread is None else spread.count}")
     _check_layers(spread.mean, reference)
     xp = array_module(*spread.mean, *reference)
-    norms = [_norm2(xp, a) for a in ([m - g for m, g in zip(spread.mean, reference)], spread.mean, reference)]
-    error, mean, g = to_host(xp.stack(norms))  # (L,) each
+    norms = [_norm2(xp, a) for a in ([m - G for m, G in zip(spread.mean, reference)], spread.mean, reference)]
+    error, mean, G = to_host(xp.stack(norms))  # squares, (L,) each
     variance = to_host(spread.squares) / (spread.count - 1)
     bias2 = error - variance / spread.count
     with np.errstate(divide="ignore", invalid="ignore"):
-        return Split(variance, bias2, variance / g, bias2 / g, (mean - variance / spread.count) / variance)
+        return Split(variance, bias2, variance / G, bias2 / G, (mean - variance / spread.count) / variance)
 
 
 def _check_layers(dW, reference):

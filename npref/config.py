@@ -28,8 +28,9 @@ TABLE_2 = {
 def default_lr(method, arch):
     """Table 2's rate for Adam. Where it has none: 1e-3 for fc1 and for decorrelated methods, 1e-4 for plain ones.
 
-    On fc1 all cells are 1e-3, and with a single layer NP, INP and ANP point the same way. Elsewhere the choice is fc3's rate. On fc6 and
-    fc9 a tenth of Table 2's: at 5e-3 training diverges or unlearns there, and 5e-4 is half of fc3's rate, as DANP's is in v1.
+    On fc1 all cells are 1e-3, and with a single layer ANP is INP and NP differs in the length of each sample's part alone. Elsewhere the
+    choice is fc3's rate. On fc6 and fc9 a tenth of Table 2's: at 5e-3 training diverges or unlearns there, and 5e-4 is half of fc3's rate,
+    as DANP's is in v1.
     """
     lr = TABLE_2.get((method, arch), 1e-3 if arch == "fc1" or method.startswith("d") else 1e-4)
     return lr / 10 if arch in ("fc6", "fc9") and (method, arch) in TABLE_2 else lr

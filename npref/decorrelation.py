@@ -12,7 +12,7 @@ STRIP = 1024  # rows of R that one product changes on a CPU
 
 
 class OvershootWarning(UserWarning):
-    """α is so large that R grows without end from the first step on; the message says what it may be."""
+    """α is so large that R grows without end from the first step on; the message has a limit that it must stay below, and well below."""
 
 
 def update_decorrelation(R, x_star, alpha):
@@ -93,6 +93,8 @@ def _check(R, rows):
 
 def _check_rows(x):
     """The array module of x, if it is (M >= 1, n_in) of real numbers in float32 or wider."""
+    if x is None:
+        raise TypeError("x_star is None, as a rule leaves it out of a layer with many rows: forward(network, params, x).x_star has all")
     xp = array_module(x)
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(f"expected at least one row of inputs, (M, n_in), got {x.shape}")
@@ -112,8 +114,8 @@ def overshoot_limit(x, iterations=30):
 
     From R = I a step multiplies the part of the inputs along λ's eigenvector by 1 - αλ, which is below -1 where αλ > 2. A smaller α may
     be too large as well, since R changes, and the moment with it: for two inputs of unit variance and correlation 0.5 the limit is 4, and
-    R grows without end at 2.1. λ is approached from below, by power iteration on C + max⟨x²⟩ I, C that matrix, which has no negative
-    eigenvalue. Infinite for uncorrelated inputs. Raises as `mean_squared_correlation`.
+    R grows without end above 2. λ is approached from below, by power iteration on C + max⟨x²⟩ I, which has no negative eigenvalue (C is
+    that matrix). Infinite for uncorrelated inputs. Raises as `mean_squared_correlation`.
     """
     xp = _check_rows(x)
     M, n = x.shape

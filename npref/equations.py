@@ -26,7 +26,8 @@ def forward_pass(x0, W, R, b, f, eps=None, unfold=None):
     """Eq. 2 and Algorithm 1: the clean pass, or with `eps` the noisy one. Returns lists x* (L), a (L) and x (L + 1).
 
     unfold[l] lays x_l out as the columns that W[l] multiplies; without it x_l is used as it is. For a convolution whose input of shape
-    (C, H, W) is held as (C, H * W) that is lambda x: layers.unfold(conv, x.reshape(1, C, H, W)).T.
+    (C, H, W) is held as (C, H * W) that is lambda x: layers.unfold(conv, x.reshape(1, C, H, W)).T, and the dense layer behind it has
+    lambda x: x.reshape(-1, 1), with lambda c: c.reshape(C, H * W) for its transpose.
     """
     x_star, a, x = [], [], [x0]
     for l in range(len(W)):
@@ -42,7 +43,7 @@ def forward_pass(x0, W, R, b, f, eps=None, unfold=None):
 
 
 def gradients(dL_dx, W, R, a, f_prime, unfold_adjoint=None):
-    """g_l = dL/da_l for every layer, by the chain rule through W and R: g_{l-1} = f'(a_{l-1}) ⊙ R_{l-1}ᵀ W_lᵀ g_l.
+    """g_l = ∂L/∂a_l for every layer, by the chain rule through W and R: g_{l-1} = f'(a_{l-1}) ⊙ R_{l-1}ᵀ W_lᵀ g_l.
 
     dL_dx is the loss's gradient at the network's output; unfold_adjoint[l] is the transpose of unfold[l].
     """
@@ -71,7 +72,7 @@ def gradient_from_directional_derivatives(N_l, derivatives, directions):
 
 
 def inp_update(N_l, dL, v_l, x_star):
-    """Eq. 5, v2 §2.1.2: ΔW_l = N_l δL (v_l / ‖v_l‖²) x*ᵀ_{l-1}, δL from a pass with noise v_l in layer l alone."""
+    """Eq. 5, v2 §2.1.2: ΔW_l = N_l δL (v_l / ‖v_l‖²) x*ᵀ_{l-1}, δL from a pass with noise v_l in layer l alone (so that ‖v‖ = ‖v_l‖)."""
     return N_l * dL * (v_l / norm(v_l) ** 2) @ x_star.T
 
 

@@ -12,7 +12,7 @@ from .backend import array_module
 from .execution import fused
 from .kernels import launch
 
-ACTIVATIONS = ("leaky_relu", "relu", "tanh", "identity", "step", "sign")
+ACTIVATIONS = ("leaky_relu", "relu", "tanh", "identity", "step", "sign")  # another goes here, into `activate` and, for BP, `derivative`
 LOSSES = ("cce", "mse", "mse-mean")
 
 
@@ -58,6 +58,8 @@ def derivative(name, a, slope=0.2):
         case "step" | "sign":
             raise ValueError(f"backpropagation needs a derivative, which the {name} activation does not have: "
                              "use np, inp, anp or their decorrelated forms, or another activation")
+    if name in ACTIVATIONS:  # somebody's own
+        raise ValueError(f"activation {name!r} has no case in npref.functions.derivative, which backpropagation needs")
     raise ValueError(_unknown("activation", name, ACTIVATIONS))
 
 
@@ -65,7 +67,7 @@ def loss(name, y, t):
     """One loss per sample, in float64 whatever the dtype of y: (..., n_out) and targets (B, n_out) -> (..., ) losses.
 
     cce       -sum_i t_i log softmax(y)_i    categorical cross-entropy on logits (v2)
-    mse       sum_i (t_i - y_i)^2            Algorithm 1 (v1)
+    mse       sum_i (t_i - y_i)^2            Algorithm 1; the loss of v1's experiments
     mse-mean  the same, averaged over the outputs
 
     float64, because delta L is a small difference of two losses and its rounding should not be the loss's fault. Raises ValueError
@@ -86,7 +88,7 @@ def loss(name, y, t):
 
 
 def loss_gradient(name, y, t):
-    """dL/dy for each sample, in y's dtype: (B, n_out), (B, n_out) -> (B, n_out). Raises as `loss`."""
+    """∂L/∂y for each sample, in y's dtype: (B, n_out), (B, n_out) -> (B, n_out). Raises as `loss`."""
     xp = _check_targets(y, t)
     if y.dtype.kind not in "fc":
         raise TypeError(f"outputs must be floating-point, as their gradient is, got {y.dtype}")

@@ -20,7 +20,8 @@ from .functions import ACTIVATIONS, check_slope
 
 @dataclass(frozen=True)
 class Dense:
-    """A fully-connected layer of `units` units; an image at its input is flattened as (C, H, W).
+    """A fully-connected layer of `units` units; an image at its input is flattened as (C, H, W). A network's last layer has an activation
+    like the others: "identity" for logits.
 
     Raises ValueError or TypeError for what no layer can be, as Conv does.
     """
@@ -80,7 +81,7 @@ def output_shape(layer, in_shape):
         return (layer.units,)
     if len(in_shape) != 3:
         raise ValueError(f"Conv needs an image (C, H, W) at its input, got shape {in_shape}: "
-                         "put convolutions before dense layers")
+                         "put convolutions before dense layers, and give grey images a channel, (1, H, W)")
     sizes = []
     for size, k, s, p in zip(in_shape[1:], layer.kernel, layer.stride, layer.padding):
         if k > size + 2 * p:

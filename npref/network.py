@@ -32,7 +32,7 @@ class Network:
     layers: tuple[Layer, ...]
 
     def __post_init__(self):
-        for name, such_as in (("input_shape", "(3, 32, 32) or (21,)"), ("layers", "(Dense(10),)")):
+        for name, such_as in (("input_shape", "(3, 32, 32) or (21,)"), ("layers", '(Dense(10, activation="identity"),)')):
             try:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
             except TypeError:

@@ -115,7 +115,8 @@ def _module_of_all(*groups):
     """The array module of lists of arrays. Raises TypeError for what is none."""
     for group in groups:
         if not hasattr(group, "__len__"):
-            raise TypeError(f"expected a list of arrays, as npref.step.learnable makes of a Params, got {type(group).__name__}")
+            raise TypeError(f"expected a list of arrays, as npref.step.learnable makes of a Params and an Update has in dW, "
+                            f"got {type(group).__name__}")
     if any(a is None for group in groups for a in group):
         raise TypeError("expected arrays, got None: leave out biases that a layer does not have")
     return array_module(*(a for group in groups for a in group))

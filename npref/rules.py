@@ -1,12 +1,13 @@
 """BP, NP, INP and ANP on mini-batches, with K noise samples, for Dense and Conv layers alike.
 
-Every rule has the form ΔW_l = mean over samples of (error_l) x*ᵀ_{l-1}, with x* the clean pass's; the rules differ in the
-error. An update has the gradient's sign: it is to be subtracted. The decorrelated forms are the same functions on
+Every rule has the form ΔW_l = mean over samples of (error_l) x*ᵀ_{l-1}, with x* the clean pass's (with a noisy baseline: that pass's);
+the rules differ in the error. An update has the gradient's sign: it is to be subtracted. The decorrelated forms are the same functions on
 parameters that have R. x (B, *input_shape) is of the parameters' dtype, t (B, n_out) of any real one, and every rule returns an `Update`.
 
 Noise comes in as arrays: `noise` is an iterable of groups, a group is one array per layer, (k, B, *shape of the layer's
 output), and the k of all groups add up to K. Pass `[eps]` for a single group. Groups only bound memory; their results add, up to
-rounding (`step.noise_groups` makes those of a training run). INP and ANP expect noise that is isotropic in each layer.
+rounding (`step.noise_groups` makes those of a training run). INP expects noise that is isotropic
+in each layer, ANP and NP one σ² in all of them.
 
 What is shared, exactly: the noisy passes start from the clean pass's a_1; A_l = W_l R_{l-1} is formed once where many rows are multiplied
 by both (`_multiplier`), and with very many it spares the clean pass x* too (`spares_x_star`); the K errors are summed before the one
@@ -54,7 +55,7 @@ def split_method(method):
 
 
 def bp_update(network, params, x, t, *, loss="cce"):
-    """Backpropagation, Eq. 1 (v2 §2.1): error_l = g_l = dL/da_l, with g_{l-1} = f'(a_{l-1}) ⊙ (R_{l-1}ᵀ W_lᵀ g_l). Returns an `Update`.
+    """Backpropagation, Eq. 1 (v2 §2.1): error_l = g_l = ∂L/∂a_l, with g_{l-1} = f'(a_{l-1}) ⊙ (R_{l-1}ᵀ W_lᵀ g_l). Returns an `Update`.
 
     Raises as `network.check_batch`, and ValueError for an activation without a derivative.
     """
@@ -182,7 +183,7 @@ def _noisy_pass(network, multiply, trace, eps, differences=False):
         if differences:
             x = xp.empty(eps_l.shape, dtype=eps_l.dtype)
             _perturb(xp, layer, a_tilde, eps_l, product, x, minus=trace.a[l].reshape(eps_l.shape[1:]))
-            da.append(a_tilde)
+            da.append(a_tilde)  # δa_l by now
         else:
             _perturb(xp, layer, a_tilde, eps_l, product)
             x = a_tilde

@@ -1,6 +1,6 @@
 """One training step: a mini-batch's noise, update and new parameters, and whether all of it is finite.
 
-`train` is this loop and a log; it may be written anew for a network of one's own, or for a rule (an `Update` goes to `apply_update`):
+`train` is this loop and a log; it may be written anew for a network of one's own:
 
     state, moments = initial_state(config, network), input_moments(data, config.inputs)  # prepare, targets: npref.batches, too
     x_train, y_train = data.x_train, data.y_train
@@ -13,6 +13,17 @@
             chosen = order[i * B : (i + 1) * B]
             x, t = prepare(x_train[chosen], config.dtype, moments), targets(y_train[chosen], network.units[-1], config.dtype)
             update, (loss, right) = training_step(config, network, state, x, t, step=epoch * batches + i)
+
+Or for a rule of one's own, whose `Update` goes to `apply_update`. For example NP by central differences; eps is noise, one array a layer,
+(B, *shape), which `layers.to_rows` lays out as the products are, (B*P, n_out), and x* is (B*P, n_in):
+
+    def central_differences(network, params, x, t, eps, sigma2):
+        clean, up, down = (forward(network, params, x, e) for e in (None, eps, [-e for e in eps]))
+        dL = (loss("cce", up.y, t) - loss("cce", down.y, t)) / 2  # (B,)
+        errors = [to_rows((e.T * dL).T) / (sigma2 * len(x)) for e in eps]  # the mean over the batch is in them
+        dW = [(error.T @ x_star).reshape(W.shape) for error, x_star, W in zip(errors, clean.x_star, params.W)]
+        db = [None if b is None else error.sum(axis=0) for error, b in zip(errors, params.b)]
+        return Update(tuple(dW), tuple(db), loss("cce", clean.y, t), dL[None], clean)
 """
 
 from dataclasses import dataclass, field

@@ -243,6 +243,9 @@ def test_arrays_that_do_not_fit():
                  (np.eye(3, dtype=np.float32), np.ones((5, 3))), (np.eye(3, dtype=np.float16), np.ones((5, 3), dtype=np.float16))):
         with pytest.raises(TypeError, match="share one dtype, float32 or wider"):
             update_decorrelation(R, x, 0.1)
+    for measure in mean_squared_correlation, overshoot_limit:
+        with pytest.raises(TypeError, match=r"leaves it out of a layer with many rows: forward\(network, params, x\).x_star has all"):
+            measure(None)
     with pytest.raises(TypeError, match=r"leaves it out .* use decorrelation_step\(params.R, trace, alpha\)"):
         update_decorrelation(np.eye(3), None, 0.1)
     with pytest.raises(TypeError, match="R is None"):

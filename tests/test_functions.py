@@ -178,6 +178,10 @@ def test_unknown_names():
     for call in (fn.activate, fn.derivative):
         with pytest.raises(ValueError, match="unknown activation 'gelu': expected one of leaky_relu"):
             call("gelu", A)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fn, "ACTIVATIONS", (*fn.ACTIVATIONS, "gelu"))
+        with pytest.raises(ValueError, match="activation 'gelu' has no case in npref.functions.derivative, which backpropagation needs"):
+            fn.derivative("gelu", A)
     for call in (fn.loss, fn.loss_gradient):
         with pytest.raises(ValueError, match="unknown loss 'hinge': expected one of cce"):
             call("hinge", A[None], A[None])

@@ -110,7 +110,7 @@ def test_shapes():
     (lambda: Dense(np.True_), TypeError, "Dense units must be an int, got .*True"),
     (lambda: Dense(np.float64(3)), TypeError, "Dense units must be an int, got .*3.0"),
     (lambda: Conv(0), ValueError, "Conv channels must be at least 1, got 0"),
-    (lambda: output_shape(Conv(2), (10,)), ValueError, "got shape .*: put convolutions before dense layers"),
+    (lambda: output_shape(Conv(2), (10,)), ValueError, "got shape .*: put convolutions before dense layers, and give grey"),
     (lambda: output_shape(Conv(2, 6, 1, 1), (1, 3, 9)), ValueError, "larger than its input .* more padding"),
     (lambda: Dense(3, activation="gelu"), ValueError, "expected one of leaky_relu, relu, tanh"),
 ])

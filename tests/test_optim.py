@@ -91,7 +91,7 @@ def test_numbers_that_cannot_be_are_refused_before_anything_changes():
     for lr in "x", "1e-3", None:
         with pytest.raises(TypeError, match=f"lr must be a number, got {lr!r}"):
             adam_step(w, d, state, lr)
-    with pytest.raises(TypeError, match="expected a list of arrays, as npref.step.learnable makes of a Params, got AdamState"):
+    with pytest.raises(TypeError, match="as npref.step.learnable makes of a Params and an Update has in dW, got AdamState"):
         adam_step(state, d, state, 0.1)
     for lr_and_state in (0.1, None), (0.1, 0.1):  # the other way round
         with pytest.raises(TypeError, match="expected the AdamState of init_adam, got (NoneType|float)"):

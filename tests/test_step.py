@@ -7,11 +7,13 @@ import pytest
 from reference import assert_close
 from test_train import small_data
 
+import npref
 from npref import METHODS, anp_update, forward, loss, noise, one_hot, step
 from npref.batches import input_moments, prepare, targets
 from npref.config import Config
 from npref.functions import LOSSES, loss_gradient
-from npref.step import _outcome, compute_update, initial_state, training_step
+from npref.layers import to_rows
+from npref.step import _outcome, apply_update, compute_update, initial_state, learnable, training_step
 from npref.train import Diverged, train
 
 
@@ -114,6 +116,26 @@ def test_an_overflowing_sum_of_finite_numbers_is_not_divergence():
         big[0][3, 7] = np.nan
         with pytest.raises(Diverged, match="the update ΔW_1 is not finite"):
             _outcome(config, state, replace(update, dW=big), one_hot(data.y_train, 10), 0)()
+
+
+def test_the_rule_in_the_docstring_is_nps_with_two_opposite_noise_samples():
+    names = {**vars(npref), "to_rows": to_rows}
+    exec(textwrap.dedent(re.search(r"^ {4}def central_differences.*\n( {8}.*\n)+", step.__doc__, re.M)[0]), names)
+    rng, sigma2 = np.random.default_rng(0), 0.25
+    network = npref.Network((2, 6, 6), (npref.Conv(3, 2, stride=2, bias=True), npref.Conv(4, 2), npref.Dense(5, bias=True), npref.Dense(
+        3, activation="identity")))
+    params = npref.init_params(network, dtype="float64", decorrelate=True)
+    params = replace(params, R=tuple(R + 0.1 * rng.standard_normal(R.shape) for R in params.R))
+    x, t = rng.random((7, 2, 6, 6)), np.eye(3)[rng.integers(3, size=7)]
+    eps = [0.5 * rng.standard_normal((7, *shape)) for shape in network.shapes[1:]]
+    own = names["central_differences"](network, params, x, t, eps, sigma2)
+    paired = npref.np_update(network, params, x, t, [[np.stack([e, -e]) for e in eps]], sigma2=sigma2)
+    for a, b in zip((*own.dW, *own.db), (*paired.dW, *paired.db)):
+        assert a is b is None or a.shape == b.shape and np.allclose(a, b, rtol=0, atol=1e-13 * abs(b).max())
+    assert np.allclose(own.losses, paired.losses, rtol=1e-14, atol=0) and own.dL.shape == (1, 7)
+    before = [p.copy() for p in (*learnable(params), *params.R)]
+    apply_update(params, npref.init_adam(learnable(params)), own, lr=1e-3, alpha=1e-3)
+    assert all((a != b).any() for a, b in zip(before, (*learnable(params), *params.R)))
 
 
 @pytest.mark.parametrize("method, arch, inputs", [("np", "fc1", "unit"), ("danp", "fc3", "standard")])

@@ -11,7 +11,7 @@ lists are over layers l = 0 ... L-1, and None or a missing entry is not checked.
     x_star      list (B, n_in), for a convolution (B, n_in, P)   x*: what W multiplies, R applied; clean pass
     a, x        list (B, *shape)               pre-activation with bias, and output, of the clean pass
     loss        (B,)                           of each sample, clean pass
-    g           list (B, *shape)               bp only: dL/da_l of each sample
+    g           list (B, *shape)               bp only: ∂L/∂a_l of each sample
     a_tilde     list (K, B, *shape)            noisy pre-activation, noise included; inp: (K, L, B, *shape), axis 1 the perturbed layer
     noisy_loss  (K, B), inp: (K, L, B)
     dL          like noisy_loss                noisy - clean

@@ -52,7 +52,7 @@ def activation(name, slope):
 
 
 def loss_and_gradient(name, y, t):
-    """One sample's loss and dL/dy: y, t (n_L, 1)."""
+    """One sample's loss and ∂L/∂y: y, t (n_L, 1)."""
     if name == "cce":
         exp = (y - y.value.max()).apply(np.exp)
         log_sum = exp.sum().apply(np.log) + y.value.max()
