@@ -130,7 +130,7 @@ WHY_TINY = (*AT_PAPERS_ALPHA, *variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT]
 WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
           *variants(V1_FC3, [c.method for c in V1_FC3 if c.method not in ("np", "anp")], [STANDARD, UNIFORM]),
           *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]),
-          *variants(V1_FC3, ("bp",), [GLOROT], [STANDARD, GLOROT]),  # with which its rate is 8 times fc1's, as the paper's
+          *variants(V1_FC3, ("bp",), [GLOROT], [STANDARD, GLOROT]),  # with which its rate is 8 times fc1's 1.02e-3, as the paper's
           # the norm of the network, as v1's Appendix C derives it
           *(replace(c, options=(("loss", "mse"), ("optimizer", "sgd"), ("anp_norm", "network"), STANDARD, UNIFORM))
             for c in V1_FC3 if "anp" in c.method),
