@@ -1,9 +1,11 @@
 """Compare an adapter's numbers with golden vectors."""
 
 import importlib
+import os
 import sysconfig
 import traceback
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from .reference import STEPS, Kink, reference
 
 TOLERANCE = 8  # c in |out - ref| <= c·eps·scale; npref itself stays below 3
 DTYPES = ("float64", "float32")
-LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))  # Python's and installed ones
+NOT_THE_USERS = sysconfig.get_path("stdlib") + os.sep, str(Path(__file__).resolve().parents[1]) + os.sep  # code in these folders
 REASONED = 10  # so many differences are explained by recomputing the reference in every way; others in the ways that have fitted
 QUANTITIES = ("x_star", "a", "x", "loss", "g", "a_tilde", "noisy_loss", "dL", "da", "dW", "db", "dR",
               *(f"after_{n}/{name}" for n in STEPS for name in ("W", "b", "m_W", "v_W", "m_b", "v_b", "R")))
@@ -151,8 +153,11 @@ def compare(case, convention, outputs, adapter, rerun=True, fitted=()):
 
 def _is_later(name, out, outputs, eps):
     """Whether `out`, returned as a number after one step, is that after ten."""
-    value, scale = outputs.get(name.replace("after_1/", "after_10/"), (None, None))
-    return name.startswith("after_1/") and value is not None and bool(np.all(abs(out - value) <= TOLERANCE * eps * scale))
+    later = name.replace("after_1/", "after_10/")
+    if not name.startswith("after_1/") or later not in outputs:
+        return False
+    value, scale = outputs[later]
+    return bool(np.all(abs(out - value) <= TOLERANCE * eps * scale))
 
 
 def _stage(outputs):
@@ -225,6 +230,7 @@ def to_numpy(a):
 def _where(error):
     """An exception in one line, with the last place that it came from in a user's code, or else in any file."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    users = [frame for frame in frames[1:] if not frame.filename.startswith(LIBRARIES)] or frames  # the first is this module's
+    users = [frame for frame in frames if not frame.filename.startswith(NOT_THE_USERS)
+             and not {"site-packages", "dist-packages"} & set(Path(frame.filename).parts)] or frames
     place = f"({users[-1].filename}:{users[-1].lineno})" if users else ""
     return " ".join(f"{type(error).__name__}: {error} {place}".split())

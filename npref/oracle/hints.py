@@ -103,6 +103,8 @@ def _factor(case, name, out, value, tolerance):
     factor = out[top] / value[top]
     if not np.isfinite(factor) or _agree(out, value, tolerance) or not _agree(out, factor * value, max(1, abs(factor)) * tolerance):
         return ""
+    if factor == 0:
+        return "all numbers are 0"
     units, B, K = case.network.units, len(case.x), 1 if case.eps is None else len(case.eps[0])
     known = [(-1, "the sign"), (2, "a factor 2"), (0.5, "a factor 1/2")]
     if kind in ("loss", "noisy_loss", "dL") and case.loss.startswith("mse"):
@@ -128,8 +130,6 @@ def _factor(case, name, out, value, tolerance):
     known = [(number, words) for number, words in known if abs(number - 1) > 1e-9]  # one sample, or position, makes no difference
     fitting = [words for number, words in known if abs(factor - number) <= 1e-4 * abs(number)]
     fitting += [f"the sign, and {words}" for number, words in known if number > 0 and abs(factor + number) <= 1e-4 * number]
-    if factor == 0:
-        return "all numbers are 0"
     return " or ".join(fitting) or (f"off by the constant factor {factor:.6g}" if value.size > 1 and abs(factor - 1) > 1e-5 else "")
 
 
@@ -139,9 +139,9 @@ def _precision(case, out, value, tolerance):
     if 16 * np.max(error) >= np.max(abs(value)):
         return ""
     for dtype, least, most, words in (  # most: of a bfloat16 product 2^13.1 was seen
-            ("float64", 2.0**23, 2.0**29, "the error is float32's: something is computed in single precision, or a small number added, "
+            ("float64", 2.0**23, 2.0**29, "the error may be float32's: something is computed in single precision, or a small number added, "
                                           "as in log(p + 1e-7)"),
-            ("float32", 2.0**4, 2.0**14, "the error is that of 8 to 11 significant bits: a product in bfloat16, TF32 or float16")):
+            ("float32", 2.0**4, 2.0**14, "the error may be that of 8 to 11 significant bits: a product in bfloat16, TF32 or float16")):
         if case.dtype == dtype and np.all(error <= most * tolerance) and np.any(error > least * tolerance):
             return words
     return ""
