@@ -28,7 +28,7 @@ def plot_alignment(log, path, epoch=None, sigma2=None):
 def plot_sigma2(log, path, layer=2, epoch=None, samples=None):
     """Angle to BP's update against σ², for one layer (None: a panel each); the shading is 1e-6 to 1e-4, flat in the paper (Figure 7).
 
-    epoch, samples: the log's least if None. A network with fewer layers gives its last. Returns the path.
+    epoch, samples: if None, as `_measured` takes them. A network with fewer layers gives its last. Returns the path.
     """
     config, rows = log["config"], _measured(log, epoch=epoch, samples=samples)
     layers = sorted({row["layer"] for row in rows})
@@ -48,7 +48,7 @@ def plot_sigma2(log, path, layer=2, epoch=None, samples=None):
 def plot_angles(log, path, epoch=None, sigma2=None, samples=None):
     """Angle to BP's update as bars, a group a layer, a bar a method, with the standard error over repeats (v1, Figure 1); returns the path.
 
-    Beside it the forward passes of one update. epoch, sigma2, samples: the log's least if None.
+    Beside it the forward passes of one update. epoch, sigma2, samples: if None, as `_measured` takes them.
     """
     config, rows = log["config"], _measured(log, epoch=epoch, sigma2=sigma2, samples=samples)
     layers, width = sorted({row["layer"] for row in rows}), 0.8 / len(config["methods"])
@@ -109,7 +109,7 @@ def plot_split(log, path, epoch=None, sigma2=None, samples=None):
 def _measured(log, **chosen):
     """The rows of one epoch, σ² or K each; ValueError for one that was not measured.
 
-    None stands for the log's first, but for σ² = 1e-6, the paper's, where that was measured.
+    None stands for the log's least, but for σ² = 1e-6, the paper's, where that was measured.
     """
     rows = log["rows"]
     for name, value in chosen.items():

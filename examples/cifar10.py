@@ -160,11 +160,11 @@ def exit_code(work):
     except Diverged as error:
         code, said = 3, f"error: {error}"
     except MemoryError as error:
-        code, said = 2, (f"error: out of memory ({' '.join(str(error).split())}): use a smaller --batch-size or --arch, or less padding")
+        code, said = 2, f"error: out of memory ({' '.join(str(error).split())}): use a smaller --batch-size or --arch, or less padding"
     except (ValueError, TypeError, OSError, BackendUnavailable) as error:
         code, said = 2, in_words(error)
     with suppress(OSError):  # where nothing can be said, the code tells
-        print(said, file=sys.stderr, flush=True)
+        print(said, file=sys.stderr)
     return code
 
 

@@ -55,9 +55,11 @@ class Job:
         try:
             log = read_log(path)
         except ValueError as error:
-            if self.log != "log.h5" or not path.with_name("checkpoint.h5").is_file():
-                raise
-            raise ValueError(f"{path}: damaged, or no log; delete it, and the same command makes it anew from checkpoint.h5") from error
+            try:
+                read_log(path.with_name("checkpoint.h5"))
+            except (ValueError, OSError):
+                raise error from None
+            raise ValueError(f"{error}; or delete it: the same command makes it anew from checkpoint.h5") from error
         try:
             check_complete(log)
             check_name(self.folder.name, log)
@@ -274,13 +276,14 @@ def said_last(job, code):
     """The last line of a process that has ended with this exit code, or what can be said in its place."""
     if code < 0:
         why = ", perhaps as memory ran out" if -code == signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-code).name}{why}; what it has saved stays, the same command goes on"
+        return f"killed by signal {-code}, {signal.strsignal(-code)}{why}; what it has saved stays, the same command goes on"
     try:
         lines = (job.folder / "output.txt").read_text(errors="replace").split("\n")
-        full = shutil.disk_usage(job.folder).free < 1 << 20
+        if said := next((line for line in reversed(lines) if line.strip()), ""):
+            return said
+        return "it said nothing" + ", as the disk is full" * (shutil.disk_usage(job.folder).free < 1 << 20)
     except OSError as error:
         return f"what it said cannot be read: {error}"
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing" + ", as the disk is full" * full)
 
 
 def result(job, status, rows):

@@ -115,13 +115,17 @@ def shown_logs(args):
         found = [alignment_of(name, logs) for name, recipe in recipes.items() if recipe.alignment]
         for recipe in recipes.values():
             for cell in recipe.cells:
-                found += [search_shown(cell, logs)] if recipe.searches_only else runs_of(cell, logs).values()
-        return {name for name, log in logs.items() if any(log is other for other in found)}
+                if recipe.searches_only:
+                    found += searches_of(cell, logs) if args.command == "plot" else [search_shown(cell, logs)]
+                else:
+                    found += runs_of(cell, logs).values()
+        kept = set(map(id, found))
+        return {name for name, log in logs.items() if id(log) in kept}
 
     own = {name: log for name, log in logs.items() if (args.runs / name).is_dir()}
     if not args.own and own and (hidden := sorted(shown(own) - shown(logs))):
         print(f"note: runs in {args.runs} that are not shown: {len(hidden)}, such as {hidden[0]}; others come before them, on more data, "
-              "at the rate that was searched, or on NumPy: --own shows yours alone", file=sys.stderr)
+              "of more epochs, at the rate that was searched, or on NumPy: --own shows yours alone", file=sys.stderr)
     return logs
 
 
@@ -200,7 +204,7 @@ def check_effect(args):
     elif not any(recipe.alignment or cells_of(name, args) for name, recipe in RECIPES.items() if name in args.names):
         raise ValueError(f"no cell of {', '.join(args.names)} is left by --methods, --archs and --samples: nothing to run")
     if tries := [recipe.search_epochs for recipe in recipes if recipe.searches_only]:
-        trained = any(recipe.cells and not recipe.searches_only for recipe in recipes)
+        trained = any(cells_of(name, args) and not RECIPES[name].searches_only for name in args.names if name in RECIPES)
         if args.seeds and not trained:
             raise ValueError("--seeds has no effect on a search for learning rates, which has its own: leave it out")
         if args.epochs and not trained and args.epochs > (most := max(tries)):

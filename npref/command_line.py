@@ -13,8 +13,8 @@ from shlex import quote
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line on stderr, with exit code 2. Flags are given in full; so are its subcommands'."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+    def __init__(self, *arguments, allow_abbrev=False, **options):
+        super().__init__(*arguments, allow_abbrev=allow_abbrev, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help tells more)\n")
@@ -39,7 +39,7 @@ def in_words(error):
     if isinstance(error, IsADirectoryError) and error.filename:
         return f"error: {error.filename}: it is a folder where a file is needed: move it, or name another"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
-        return "error: no space is left on a disk, or where the output goes: free some, and give the same command again"
+        return "error: no space is left on a disk, or where the output goes: free some; what was saved before is whole"
     return "error: " + " ".join(str(error).split())
 
 

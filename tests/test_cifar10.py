@@ -459,6 +459,25 @@ def test_a_terminal_that_closes_saves_as_ctrl_c_does(tmp_path):
     assert runlog.read_log(out / "log.h5")["status"] == "interrupted" and not (out / ".lock").exists()
 
 
+@pytest.mark.parametrize("to", ["terminal", "file"])
+def test_a_closed_terminal_is_written_to_no_more_and_a_file_is(tmp_path, to):
+    """It would be an error, and hide the run's own end."""
+    ours, its = pty.openpty()
+    script = (f"import sys, time; sys.path.insert(0, {str(SCRIPT.parent)!r}); import cifar10\n"
+              "def work(stop):\n    print('begun', flush=True)\n    while not stop():\n        time.sleep(0.01)\n"
+              "    for stream in (sys.stdout, sys.stderr):\n        print('ended', file=stream, flush=True)\n    return 7\n"
+              "raise SystemExit(cifar10.exit_code(work))")
+    with open(tmp_path / "out", "w") as file:
+        output = its if to == "terminal" else file
+        process = subprocess.Popen([sys.executable, "-c", script], stdin=its, stdout=output, stderr=output, start_new_session=True,
+                                   preexec_fn=lambda: (fcntl.ioctl(0, termios.TIOCSCTTY, 0), signal.signal(signal.SIGHUP, signal.SIG_DFL)))
+    os.close(its)
+    while b"begun" not in (os.read(ours, 100) if to == "terminal" else (tmp_path / "out").read_bytes()):
+        time.sleep(0.01)
+    os.close(ours)
+    assert process.wait() == 7 and (tmp_path / "out").read_text() == ("begun\nended\nended\n" if to == "file" else "")
+
+
 @pytest.mark.parametrize("before, asked", [(signal.SIG_IGN, False), (signal.SIG_DFL, True)])
 def test_nohup_is_heeded_and_a_second_hangup_is_not_a_second_wish(handlers, before, asked):
     def work(stop):

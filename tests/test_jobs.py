@@ -330,11 +330,11 @@ def test_another_process_is_at_it_or_has_gone_on(run, tmp_path, monkeypatch, cod
     assert result in out and end == ("failed" in result) and ("exit code 0" in err) == ("failed" in result), (out, err)
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda folder: None, "failed, killed by SIGKILL, perhaps as memory ran out; what it has saved stays, the same command goes on"),
-    (shutil.rmtree, "failed, killed by SIGKILL"),
+@pytest.mark.parametrize("number, spoil, words", [
+    (signal.SIGKILL, lambda folder: None, "Killed, perhaps as memory ran out; what it has saved stays, the same command goes on"),
+    (signal.SIGABRT, shutil.rmtree, "Aborted; what it has saved stays, the same command goes on"),
 ])
-def test_a_killed_run_is_told_of_and_stops_nothing_else(run, monkeypatch, spoil, words):
+def test_a_killed_run_is_told_of_and_stops_nothing_else(run, monkeypatch, number, spoil, words):
     recipe(monkeypatch, Cell("bp", "fc1"), Cell("np", "fc1"), epochs=1)
     start = jobs.start
 
@@ -343,12 +343,14 @@ def test_a_killed_run_is_told_of_and_stops_nothing_else(run, monkeypatch, spoil,
             return start(job, args)
         job.folder.mkdir(parents=True)
         spoil(job.folder)
-        return subprocess.Popen([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
+        return subprocess.Popen([sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(number)})"])
 
     monkeypatch.setattr(jobs, "start", killed)
     code, out, err = run("run", "mine", *SMALL)
-    assert code == 1 and words in out and "[2/2] synthetic-fc1-np-limit-train-40-s0: " in out, (out, err)
-    assert err.startswith("failed: synthetic-fc1-bp-limit-train-40-s0: killed by SIGKILL") and err.count("\n") == 1
+    assert code == 1 and f"failed, killed by signal {int(number)}, {words}" in out, (out, err)
+    assert "[2/2] synthetic-fc1-np-limit-train-40-s0: " in out
+    assert err == f"failed: synthetic-fc1-bp-limit-train-40-s0: killed by signal {int(number)}, {words}\n"
+    assert jobs.said_last(None, -64).startswith("killed by signal 64, ")  # which has no name
 
 
 def test_what_a_run_said_may_be_gone(run, monkeypatch):
@@ -366,10 +368,11 @@ def test_what_a_run_said_may_be_gone(run, monkeypatch):
     assert code == 1 and "failed: synthetic-fc1-bp-limit-train-40-s0: exit code 2: what it said cannot be read: " in err
     assert "[2/2] synthetic-fc1-np-limit-train-40-s0: " in out and err.count("\n") == 1
     job = jobs.Job("cifar10.py", (), Path("runs/reproduce/synthetic-fc1-np-limit-train-40-s0"))
-    (job.folder / "output.txt").write_text("\n")
-    assert jobs.said_last(job, 1) == "it said nothing"
-    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda folder: usage._replace(free=0))
-    assert jobs.said_last(job, 1) == "it said nothing, as the disk is full"
+    for free, said, words in ((0, "error: this\n", "error: this"), (1 << 30, "\n", "it said nothing"),
+                              (0, "\n", "it said nothing, as the disk is full")):
+        monkeypatch.setattr(jobs.shutil, "disk_usage", lambda folder, free=free: usage._replace(free=free))
+        (job.folder / "output.txt").write_text(said)
+        assert jobs.said_last(job, 1) == words
 
 
 def test_a_log_that_cannot_be_read_any_more_stops_nothing_else(run, monkeypatch, tmp_path):
@@ -379,7 +382,8 @@ def test_a_log_that_cannot_be_read_any_more_stops_nothing_else(run, monkeypatch,
     start, log = jobs.start, tmp_path / "runs/reproduce/synthetic-fc1-bp-limit-train-40-s0/log.h5"
 
     def spoiling(job, args):
-        log.write_text("spoilt")
+        log.unlink()
+        log.symlink_to(log)  # an OSError
         return start(job, args)
 
     monkeypatch.setattr(jobs, "start", spoiling)
@@ -394,12 +398,13 @@ def test_a_damaged_log_is_made_anew_from_its_checkpoint(run, monkeypatch, tmp_pa
     rows = read_log(log)["rows"]
     log.write_bytes(log.read_bytes()[:-1])
     code, _, err = run("run", "mine", *SMALL)
-    assert code == 1 and f"{log.relative_to(tmp_path)}: damaged, or no log; delete it, and the same command makes it anew from ch" in err
+    damaged = "/log.h5: damaged, its sha256 is not the one it was written with; start a new run, or use a copy of it"
+    assert code == 1 and err.endswith(f"{damaged}; or delete it: the same command makes it anew from checkpoint.h5\n")
     log.unlink()
     assert run("run", "mine", *SMALL)[0] == 0 and read_log(log)["rows"] == rows
     log.write_bytes(log.read_bytes()[:-1])
-    log.with_name("checkpoint.h5").unlink()
-    assert "start a new run, or use a copy of it" in run("run", "mine", *SMALL)[2]
+    log.with_name("checkpoint.h5").write_bytes(b"damaged, too")
+    assert run("run", "mine", *SMALL)[2].endswith(f"{damaged}\n")
 
 
 def test_a_folder_whose_lock_cannot_be_asked_stops_nothing_else(run, monkeypatch, tmp_path):

@@ -433,10 +433,35 @@ def test_own_runs_that_are_not_shown_are_told_of(run, tmp_path, monkeypatch):
     assert run("table", "mine")[2] == ""
 
 
-def test_own_searches_and_measurements_that_are_not_shown_are_told_of(run, tmp_path, monkeypatch):
-    """And a training run is not where a table shows none."""
+@pytest.mark.parametrize("recipes, words, code", [
+    (("search", "train"), ["--seeds", "4", "--epochs", "50"], 0), (("search", "train"), ["--archs", "fc1", "--seeds", "4"], 2)])
+def test_a_flag_has_an_effect_where_something_left_is_trained(run, monkeypatch, recipes, words, code):
+    searched = Cell("bp", "fc1", options=(("loss", "mse"), ("optimizer", "sgd")), search=1e-3)
+    monkeypatch.setitem(RECIPES, "search", Recipe("Search", "here", (searched,), searches_only=True))
+    monkeypatch.setitem(RECIPES, "train", Recipe("Train", "here", (Cell("bp", "fc3"),)))
+    found, _, err = run("run", *recipes, *words, *SMALL, "--dry-run")
+    assert found == code and ("--seeds has no effect" in err) == (code == 2)
+
+
+def test_own_measurements_that_are_not_shown_are_told_of(run, tmp_path):
+    """Of fewer images than the recorded one, here the same log."""
+    own = tmp_path / "runs/reproduce"
+    code, out, err = run("run", "v1-figure1", *SMALL)
+    assert code == 0, (out, err)
+    (made,) = own.iterdir()
+    log = read_log(made / "alignment.h5")
+    (tmp_path / "results/logs").mkdir(parents=True, exist_ok=True)
+    name = results.measurement_name("v1-figure1", "cifar10", None, "numpy")
+    whole = log["config"] | {"dataset": "cifar10", "limit_train": None}
+    results.write_text(tmp_path / "results/logs" / f"{name}.tsv", log | {"config": whole})
+    err = run("table", "v1-figure1")[2]
+    assert f"that are not shown: 1, such as {made.name}; " in err and run("table", "v1-figure1", "--own")[2] == ""
+
+
+def test_own_searches_that_are_not_shown_are_told_of(run, tmp_path, monkeypatch):
+    """And a training run is not, where a table shows none."""
     cell = Cell("bp", "fc1", options=(("loss", "mse"), ("optimizer", "sgd")), search=1e-3)
-    recipe(monkeypatch, cell, searches_only=True)
+    recipe(monkeypatch, cell, searches_only=True, figure="plot_searches")
     config = results.cell_config(cell, "cifar10", lr=1e-3, epochs=2)
     about = {**asdict(config), "seeds": [0], "start": 1e-3, "factor": 2.0, "patience": 3, "most": 60}
     about.pop("lr")
@@ -455,6 +480,11 @@ def test_own_searches_and_measurements_that_are_not_shown_are_told_of(run, tmp_p
     err = run("table", "mine")[2]
     assert f"that are not shown: 1, such as {own.name}; others" in err and err.count("\n") == 1
     assert run("table", "mine", "--own")[2] == ""
+    assert run("plot", "mine")[2] == ""  # a picture has all searches
+    results.write_text(tmp_path / "results/logs" / f"{results.run_name(replace(config, epochs=1))}.tsv", {
+        "config": asdict(replace(config, epochs=1)), "environment": {}, "status": "finished",
+        "rows": [{"epoch": 1} | {name: 1.0 for name in rows[0] if name != "lr"}]})  # in whose place the own one would not be shown
+    assert "not shown: 1, such as search-" in run("table", "mine")[2]
 
 
 def test_a_plot_of_nothing_makes_no_folder(run, tmp_path):
