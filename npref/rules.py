@@ -6,8 +6,7 @@ parameters that have R. x (B, *input_shape) is of the parameters' dtype, t (B, n
 
 Noise comes in as arrays: `noise` is an iterable of groups, a group is one array per layer, (k, B, *shape of the layer's
 output), and the k of all groups add up to K. Pass `[eps]` for a single group. Groups only bound memory; their results add, up to
-rounding (`step.noise_groups` makes those of a training run). INP expects noise that is isotropic
-in each layer, ANP and NP one σ² in all of them.
+rounding (`step.noise_groups` makes those of a training run). INP expects noise that is isotropic in each layer, ANP and NP one σ² in all.
 
 What is shared, exactly: the noisy passes start from the clean pass's a_1; A_l = W_l R_{l-1} is formed once where many rows are multiplied
 by both (`_multiplier`), and with very many it spares the clean pass x* too (`spares_x_star`); the K errors are summed before the one

@@ -200,6 +200,12 @@ def test_what_a_rule_lacks_is_told_in_either_dtype(name, fields, quantity, words
         assert hint(case.cast(dtype), CONVENTIONS["paper"], quantity, out, value, 8 * np.finfo(dtype).eps * scale).startswith(words)
 
 
+def test_np_has_no_norm_to_square():
+    case, outputs = golden("np/sgd")
+    found = reference(case, replace(CONVENTIONS["paper"], norm_1=True), (1,))
+    assert all(np.array_equal(found[name].value, value) for name, (value, _) in outputs.items() if name in found)
+
+
 def test_norms_not_squared_are_what_they_say():
     """INP's update by hand, with ‖v‖ for ‖v‖²; ANP's, with the norm of each layer and of the network."""
     anp = "anp/dense2-bias-k3"

@@ -196,7 +196,7 @@ def _one_step(case, c, W, b, R, layouts, tracked):
             for l in range(L) if p is None else (p,):
                 dL_i, e, x_star = dL[k, p, i], noise[k, i][l], (run if c.noisy_inputs else clean[i])[0][l]
                 per_layer = (case.anp_norm == "layer") != c.layer_norm
-                if c.norm_1:
+                if c.norm_1 and case.rule != "np":
                     vectors = [e] if case.rule == "inp" else da[k, p, i][l:l + 1] if per_layer else da[k, p, i]
                     dL_i = dL_i * sum(eq.norm(v) ** 2 for v in vectors) ** 0.5
                 rule = {
