@@ -189,6 +189,8 @@ def test_a_number_added_within_a_logarithm():
     ("danp/dense2-bias-k3", dict(norm_1=True), "dW/0", "a norm in place of its square: ‖δa‖², of INP ‖v_l‖²"),
     ("anp/layer-norm", dict(norm_1=True), "dW/1", "a norm in place of its square: ‖δa‖², of INP ‖v_l‖²"),
     ("dinp/conv-stride-bias-k3", dict(norm_1=True), "db/0", "a norm in place of its square: ‖δa‖², of INP ‖v_l‖²"),
+    ("danp/dense2-bias-k3", dict(mean_norm=True), "dW/1", "a squared norm averaged over the batch: "),
+    ("dinp/conv-stride-bias-k3", dict(mean_norm=True), "dW/0", "a squared norm averaged over the batch: "),
     ("anp/layer-norm", dict(layer_norm=True), "dW/0", "the other norm of δa: "),
     ("dbp/conv-dense-bias", dict(R_backward=False), "g/1", "R is missing on the way back"),
 ])
@@ -200,24 +202,26 @@ def test_what_a_rule_lacks_is_told_in_either_dtype(name, fields, quantity, words
         assert hint(case.cast(dtype), CONVENTIONS["paper"], quantity, out, value, 8 * np.finfo(dtype).eps * scale).startswith(words)
 
 
-def test_np_has_no_norm_to_square():
+@pytest.mark.parametrize("field", ["norm_1", "mean_norm"])
+def test_np_has_no_norm(field):
     case, outputs = golden("np/sgd")
-    found = reference(case, replace(CONVENTIONS["paper"], norm_1=True), (1,))
+    found = reference(case, replace(CONVENTIONS["paper"], **{field: True}), (1,))
     assert all(np.array_equal(found[name].value, value) for name, (value, _) in outputs.items() if name in found)
 
 
-def test_norms_not_squared_are_what_they_say():
-    """INP's update by hand, with ‖v‖ for ‖v‖²; ANP's, with the norm of each layer and of the network."""
+@pytest.mark.parametrize("field", ["norm_1", "mean_norm"])
+def test_other_divisors_are_what_they_say(field):
+    """INP's update by hand, with ‖v‖ or the batch's mean ‖v‖² for ‖v‖²; ANP's, with the norm of each layer and of the network."""
     anp = "anp/dense2-bias-k3"
     for name, fields, units in (("inp/dense2-bias-k3", {}, None), (anp, {}, 8), (anp, dict(layer_norm=True), 8)):
         case, paper = golden(name)[0], oracle.self(golden(name)[0])
-        found = reference(case, replace(CONVENTIONS["paper"], norm_1=True, **fields))
+        found = reference(case, replace(CONVENTIONS["paper"], **{field: True}, **fields))
         for l in (0, 1):
             v = case.eps[l] if units is None else paper["da"][l]
             of = [v] if units is None or fields else paper["da"]
             dL = paper["dL"][:, l] if units is None else paper["dL"]  # (K, B)
-            norm = np.sqrt(sum((d**2).sum(-1) for d in of))
-            e = (units or case.network.units[l]) * dL / norm
+            norm2 = sum((d**2).sum(-1) for d in of)  # (K, B)
+            e = (units or case.network.units[l]) * dL / (np.sqrt(norm2) if field == "norm_1" else norm2.mean(axis=1, keepdims=True))
             expected = np.einsum("kb,kbi->i", e, v) / e.size
             np.testing.assert_allclose(found[f"db/{l}"].value, expected, rtol=1e-12)
 

@@ -18,6 +18,7 @@ class Convention:
     input_units: bool = False  # N counts the input's units too
     layer_norm: bool = False  # ANP's ‖δa_l‖² for ‖δa‖², and the reverse where the case asks for the former
     norm_1: bool = False  # ‖δa‖ for ‖δa‖², of INP ‖v_l‖ for ‖v_l‖²
+    mean_norm: bool = False  # the mean over the batch of ‖δa‖², of INP of ‖v_l‖², for each sample's own
     R_backward: bool = True  # False: g_{l-1} = f'(a_{l-1}) ⊙ W_lᵀ g_l, without R
     shared_noise: bool = False  # the first sample's noise for every sample of the batch
     batch_loss: bool = False  # δL is the difference of batch means, one number for every sample
@@ -71,6 +72,7 @@ VARIANTS = (
     (dict(input_units=True), "N counts the input's units: it is the sum of N_1 ... N_L"),
     (dict(layer_norm=True), "the other norm of δa: it is the whole network's, with case.anp_norm layer that of each layer by itself"),
     (dict(norm_1=True), "a norm in place of its square: ‖δa‖², of INP ‖v_l‖²"),
+    (dict(mean_norm=True), "a squared norm averaged over the batch: ‖δa‖², of INP ‖v_l‖², is a number for every sample"),
     (dict(R_backward=False), "R is missing on the way back: g_{l-1} = f'(a_{l-1}) ⊙ R_{l-1}ᵀ W_lᵀ g_l"),
     (dict(output_noise=False), "no noise on the output layer: every pre-activation is perturbed"),
     (dict(R_transposed=True), "Rᵀ in place of R: x* = R x"),

@@ -192,13 +192,19 @@ def _one_step(case, c, W, b, R, layouts, tracked):
         if case.rule == "anp":
             for l in range(L):
                 out[f"da/{l}"] = c.delta * collect({key: d[l] for key, d in da.items()})
+        per_layer = (case.anp_norm == "layer") != c.layer_norm
+
+        def norm2(k, p, i, l):  # what the rule divides by
+            vectors = [noise[k, i][l]] if case.rule == "inp" else da[k, p, i][l:l + 1] if per_layer else da[k, p, i]
+            return sum(eq.norm(v) ** 2 for v in vectors)
+
         for (k, p, i), run in noisy.items():
             for l in range(L) if p is None else (p,):
                 dL_i, e, x_star = dL[k, p, i], noise[k, i][l], (run if c.noisy_inputs else clean[i])[0][l]
-                per_layer = (case.anp_norm == "layer") != c.layer_norm
                 if c.norm_1 and case.rule != "np":
-                    vectors = [e] if case.rule == "inp" else da[k, p, i][l:l + 1] if per_layer else da[k, p, i]
-                    dL_i = dL_i * sum(eq.norm(v) ** 2 for v in vectors) ** 0.5
+                    dL_i = dL_i * norm2(k, p, i, l) ** 0.5
+                if c.mean_norm and case.rule != "np":
+                    dL_i = dL_i * norm2(k, p, i, l) / (sum(norm2(k, p, j, l) for j in range(B)) / B)
                 rule = {
                     "np": partial(eq.np_update, dL_i, e, case.sigma2),
                     "inp": partial(eq.inp_update, root(units[l]), dL_i, e),
