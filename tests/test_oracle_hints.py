@@ -178,6 +178,20 @@ def test_hints_tell_reduced_precision(bits):
         assert result.hint == "the error may be that of 8 to 11 significant bits: a product in bfloat16, TF32 or float16", result
 
 
+@pytest.mark.parametrize("name", ["bp/dense2-bias", "danp/dense2-bias-k3", "bp/conv-stride-bias"])
+def test_adams_rest_computed_in_float32(name):
+    """1 - β₂ is a number beside 1, and a difference in float32 loses its last digits; not seen in float64, nor without it."""
+    def v_of(rest2, case):
+        return {"after_1/v_W": [(rest2 * d * d).astype(case.dtype) for d in oracle.self(case)["dW"]]}
+
+    one, beta2 = np.float32(1), np.float32(0.999)
+    result = judged(name, lambda case: v_of(one - beta2, case), dtype="float32")
+    assert result.wrong.startswith("after_1/v_W/") and result.hint == "1 - β₂ computed in float32, in which β₂ rounds: it is 0.001"
+    assert judged(name, lambda case: v_of(np.float32(0.001), case), dtype="float32").wrong == ""
+    for other, words in ((0.0011, "off by the constant factor 1.1"), (1e-3 * (1 + 1e-4), "off by the constant factor 1.0001")):
+        assert judged("bp/dense2-bias", lambda case: v_of(np.float32(other), case), dtype="float32").hint == words
+
+
 def test_a_number_added_within_a_logarithm():
     def adapter(case):
         return {"loss": -np.log(np.exp(-oracle.self(case)["loss"]) + 1e-7)}

@@ -8,6 +8,8 @@ import numpy as np
 from .conventions import CONVENTIONS, VARIANTS
 from .reference import Kink, reference
 
+REST2 = float(1 - np.float32(0.999)) / 0.001  # what v is multiplied by where Adam's 1 - β₂ is a difference in float32
+
 
 def hint(case, convention, name, out, value, tolerance, rerun=True, right=None, fitted=()):
     """Words on what `out`, not within `tolerance` of `value` of the same shape, may have come from; "" where nothing fits.
@@ -38,6 +40,8 @@ def hint(case, convention, name, out, value, tolerance, rerun=True, right=None, 
         or _variant(case, convention, name, out, value, tolerance, rerun, right, fitted)
     if said or not name.startswith("after_"):
         return said or _factor(case, name, out, value, tolerance) or _precision(case, out, value, tolerance)
+    if "/v_" in name and case.dtype == "float32" and 8 * np.max(abs(out - REST2 * value)) < np.max(abs(out - value)):
+        return "1 - β₂ computed in float32, in which β₂ rounds: it is 0.001"
     moments = {name.replace(f"/{kind}/", f"/{moment}_{kind}/") for kind in "Wb" for moment in "mv"} - {name}
     if moments <= right.keys() and moments:
         return "m and v are right: it is the last step's ε, bias correction or rate"
