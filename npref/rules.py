@@ -27,7 +27,7 @@ from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
 from .network import Trace, check_batch, check_noise, forward, matrix
 
 ANP_NORMS = ("network", "layer")  # what Eq. 6 divides by: ‖δa‖² (v2), ‖δa_l‖² (v1's Eq. 6)
-METHODS = ("bp", "np", "inp", "anp", "dbp", "dnp", "dinp", "danp")
+METHODS = ("bp", "np", "inp", "anp", "dbp", "dnp", "dinp", "danp")  # another goes here and into `step.compute_update`
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def split_method(method):
     """("danp") -> ("anp", True): the rule, and whether it decorrelates. Raises ValueError for another method."""
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
-    return method.removeprefix("d"), method.startswith("d")
+    decorrelates = method.startswith("d") and method[1:] in METHODS
+    return method[1:] if decorrelates else method, decorrelates
 
 
 def bp_update(network, params, x, t, *, loss="cce"):

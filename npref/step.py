@@ -1,6 +1,6 @@
 """One training step: a mini-batch's noise, update and new parameters, and whether all of it is finite.
 
-`train` is this loop and a log; it may be written anew for a network of one's own:
+`train` is this loop and a log:
 
     state, moments = initial_state(config, network), input_moments(data, config.inputs)  # prepare, targets: npref.batches, too
     x_train, y_train = data.x_train, data.y_train
@@ -14,16 +14,21 @@
             x, t = prepare(x_train[chosen], config.dtype, moments), targets(y_train[chosen], network.units[-1], config.dtype)
             update, (loss, right) = training_step(config, network, state, x, t, step=epoch * batches + i)
 
-Or for a rule of one's own, whose `Update` goes to `apply_update`. For example NP by central differences; eps is noise, one array a layer,
-(B, *shape), which `layers.to_rows` lays out as the products are, (B*P, n_out), and x* is (B*P, n_in):
+A network or a rule of one's own goes to `train(config, data, out, network=..., rule=...)`, or here to `training_step`. A rule is a function
+such as `compute_update`, which also needs noise. For example NP by central differences; `layers.to_rows` lays (B, *shape) out as the
+products are, (B*P, n_out), and x* is (B*P, n_in):
 
-    def central_differences(network, params, x, t, eps, sigma2):
+    def central_differences(config, network, params, x, t, step):
+        (group,) = noise_groups(config, network, step, range(len(x)), array_module(x), samples=range(1))
+        eps = [eps_l[0] for eps_l in group]  # (B, *shape) per layer, of variance σ²
         clean, up, down = (forward(network, params, x, e) for e in (None, eps, [-e for e in eps]))
-        dL = (loss("cce", up.y, t) - loss("cce", down.y, t)) / 2  # (B,)
-        errors = [to_rows((e.T * dL).T) / (sigma2 * len(x)) for e in eps]  # the mean over the batch is in them
+        losses, above, below = (loss(config.loss, trace.y, t) for trace in (clean, up, down))  # (B,), in float64
+        dL = (above - below) / 2
+        coefficient = (dL / (config.sigma2 * len(x))).astype(x.dtype)  # the mean over the batch is in it
+        errors = [to_rows((e.T * coefficient).T) for e in eps]
         dW = [(error.T @ x_star).reshape(W.shape) for error, x_star, W in zip(errors, clean.x_star, params.W)]
         db = [None if b is None else error.sum(axis=0) for error, b in zip(errors, params.b)]
-        return Update(tuple(dW), tuple(db), loss("cce", clean.y, t), dL[None], clean)
+        return Update(tuple(dW), tuple(db), losses, dL[None], clean)
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +40,7 @@ from . import noise, rules
 from .backend import array_module, to_host_later
 from .decorrelation import decorrelation_step
 from .execution import mark_nonfinite, samples_budget
-from .functions import correct
+from .functions import correct, finite
 from .network import Params, init_params
 from .optim import adam_step, init_adam, sgd_step
 
@@ -85,7 +90,8 @@ def _noise(config, network, step, samples, rows, xp, stream):
 
 
 def compute_update(config, network, params, x, t, step, samples=None):
-    """The configured rule on one mini-batch, with the noise of that step: an `Update`. samples: as for `noise_groups`."""
+    """The configured rule on one mini-batch x (B, *input_shape), t (B, n_out), with the noise of that step, which counts from 0: an
+    `Update`. samples: as for `noise_groups`."""
     xp, rows = array_module(x, t), range(len(x))
     rule, _ = rules.split_method(config.method)
     if rule == "bp":
@@ -98,35 +104,42 @@ def compute_update(config, network, params, x, t, step, samples=None):
         baseline = tuple(eps[0] for eps in _noise(config, network, step, range(1), rows, xp, noise.BASELINE))
     if rule == "np":
         return rules.np_update(network, params, x, t, groups, sigma2=config.sigma2, loss=config.loss, baseline=baseline)
-    return rules.anp_update(network, params, x, t, groups, loss=config.loss, baseline=baseline, norm=config.anp_norm)
+    if rule == "anp":
+        return rules.anp_update(network, params, x, t, groups, loss=config.loss, baseline=baseline, norm=config.anp_norm)
+    raise ValueError(f"method {config.method!r} has no case in npref.step.compute_update")
 
 
-def training_step(config, network, state, x, t, step):
+def training_step(config, network, state, x, t, step, rule=compute_update):
     """One mini-batch: update W, b and R in place. Returns the `Update` and (summed loss, number correct) as floats.
 
     The one transfer to the host is a vector that also tells whether a loss, δL, an update or an R is no longer finite: then Diverged. (A
-    weight shows in the next step's loss.)
+    weight shows in the next step's loss, but not behind step and sign; `train` looks at weights after every epoch.)
     """
-    update, outcome = start_step(config, network, state, x, t, step)
+    update, outcome = start_step(config, network, state, x, t, step, rule)
     return update, outcome()
 
 
 @np.errstate(over="ignore", invalid="ignore")  # non-finite numbers are looked for, and reported as Diverged
-def start_step(config, network, state, x, t, step):
+def start_step(config, network, state, x, t, step, rule=compute_update):
     """`training_step` without waiting for a GPU: the second result is a function that waits, and returns or raises as that does."""
-    update = compute_update(config, network, state.params, x, t, step)
+    update = rule(config, network, state.params, x, t, step)
     apply_update(state.params, state.adam, update, lr=config.lr, alpha=config.decor_lr, eps_hat=config.optimizer == "adam-eps-hat")
     return update, _outcome(config, state, update, t, step)
 
 
-def apply_update(params, adam, update, *, lr, alpha, eps_hat=False):
-    """What follows an `Update`, in place: W and b by Adam, or by SGD if `adam` is None, and R, where there is one, by its own rule."""
+def apply_update(params, adam, update, *, lr, alpha=None, eps_hat=False):
+    """What follows an `Update`, in place: W and b by Adam, or by SGD if `adam` is None, and R, where there is one, by its own rule, which
+    needs `alpha`."""
+    decorrelates = any(R is not None for R in params.R)
+    if decorrelates:
+        alpha = finite("alpha", alpha)  # before anything has changed
     updates = [d for d in (*update.dW, *update.db) if d is not None]
     if adam is None:
         sgd_step(learnable(params), updates, lr)
     else:
         adam_step(learnable(params), updates, adam, lr, eps_hat=eps_hat)
-    decorrelation_step(params.R, update.trace, alpha)
+    if decorrelates:
+        decorrelation_step(params.R, update.trace, alpha)
 
 
 def _outcome(config, state, update, t, step):

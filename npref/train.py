@@ -17,10 +17,10 @@ from .decorrelation import mean_squared_correlation, warn_of_overshoot
 from .execution import keep_freed_memory
 from .functions import correct
 from .functions import loss as loss_of
-from .network import Params, forward, without_decorrelation
+from .network import Network, Params, forward, without_decorrelation
 from .optim import AdamState
 from .precision import MEASURED, rounding_error, warn_of_rounding
-from .step import Diverged, State, diverged, initial_state, learnable, start_step
+from .step import Diverged, State, compute_update, diverged, initial_state, learnable, start_step
 
 CORRELATION_IMAGES = 1000  # the first so many training images are measured for correlation after every epoch
 AHEAD = 4  # how many steps Python may be ahead of a GPU: now and then it is held up for longer than a step takes there
@@ -45,19 +45,22 @@ def evaluate(network, params, inputs, y, loss="cce", moments=None, batch=1000):
     return float(mean_loss), float(accuracy) if y.ndim == 1 else float("nan")
 
 
-def train(config, data, out=None, *, resume=False, progress=None, stop=None):
+def train(config, data, out=None, *, network=None, rule=None, resume=False, progress=None, stop=None):
     """Train as configured: an iterator of one dict per epoch (epoch, step, train and test loss and accuracy, correlation, seconds).
     Without labels there is no accuracy.
 
     out: folder for log.h5 and checkpoint.h5, created if need be; one that holds a run already is refused unless resume.
     The process then keeps up to a gigabyte of what its arrays free (`execution.keep_freed_memory`).
 
+    network: a Network of one's own; config's architecture and layer options then mean nothing, but for the default lr. rule: a function as
+    `step.compute_update` is, in place of the method's own; whether there is an R follows config.method. Resume with the same ones.
+
     progress(done, of): called after every batch. stop(): asked before every batch; if true the run saves itself and raises
     Interrupted. data: a Dataset; config's limits are applied to it.
 
     Raises ValueError and the like at once, for what cannot work; Diverged from the iterator; log and checkpoint then stay. Warns at
-    once with NoiseFloorWarning where rounding is a large part of δL; its measure is in the log's environment, as `rounding`; and with
-    OvershootWarning where α is so large that R is bound to grow.
+    once with NoiseFloorWarning where rounding is a large part of δL (of npref's own rules); its measure is in the log's environment, as
+    `rounding`; and with OvershootWarning where α is so large that R's first step overshoots.
     """
     if not isinstance(config, Config):
         raise TypeError(f"expected a Config, got {type(config).__name__}")
@@ -70,11 +73,13 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
     keep_freed_memory()
     data = data.limited(config.limit_train, config.limit_test)
     moments = input_moments(data, config.inputs)
-    network = config.network(data.x_train.shape[1:], data.classes)
+    own = {} if network is None else {"network": str(_fitting(network, data))}
+    own |= {} if rule is None else {"rule": _name(rule)}
+    network = config.network(data.x_train.shape[1:], data.classes) if network is None else network
     if data.regression and config.loss == "cce":
         raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
     environment = {**runlog.environment(backend), "data": data.fingerprint(), "samples": data.completeness,
-                   "inputs": resolved(data, config.inputs), "input_shape": list(network.input_shape), "outputs": data.classes}
+                   "inputs": resolved(data, config.inputs), "input_shape": list(network.input_shape), "outputs": data.classes, **own}
     out = None if out is None else Path(out)
     if out is not None and out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: expected a folder for the run, new or empty")
@@ -97,7 +102,7 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
             remedy = "resume it" if "checkpoint.h5" in taken else "its checkpoint is gone: remove the log"
             raise FileExistsError(f"{out} holds a run already ({', '.join(taken)}): {remedy}, or choose another folder")
         if resume:
-            state, before = _resumed(config, environment["data"], out / "checkpoint.h5", backend.xp)
+            state, before = _resumed(config, environment, out / "checkpoint.h5", backend.xp)
         else:
             state, before = initial_state(config, network, backend.xp), {}
         if state.epoch >= config.epochs:
@@ -107,10 +112,10 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
             raise ValueError(f"{out} has finished {state.epoch} epochs already: ask for more than that to go on")
         if resume:
             environment |= runlog.going_on(before, environment)
-        rule, decorrelate = rules.split_method(config.method)
+        base, decorrelate = rules.split_method(config.method)
         x, y = (backend.xp.asarray(a[:MEASURED]) for a in (data.x_train, data.y_train))
         x, t = prepare(x, config.dtype, moments), targets(y, data.classes, config.dtype)
-        if rule != "bp":
+        if base != "bp" and rule is None:
             error = float(before["rounding"]) if "rounding" in before else rounding_error(config, network, state.params, x, t)
             environment["rounding"] = f"{error:.2g}"  # as the run started
             warn_of_rounding(config, error)
@@ -119,7 +124,8 @@ def train(config, data, out=None, *, resume=False, progress=None, stop=None):
                 trace = forward(network, state.params, x)
             warn_of_overshoot(config.decor_lr, trace)
         save(state, "running", checkpoint=not resume)
-        epochs = _epochs(held.pop_all(), config, network, data, moments, backend.xp, state, save, progress, stop)
+        rule = compute_update if rule is None else rule
+        epochs = _epochs(held.pop_all(), config, network, rule, data, moments, backend.xp, state, save, progress, stop)
         next(epochs)
         return epochs
 
@@ -131,7 +137,7 @@ def _epochs(held, *arguments):
         yield from _epochs_of(*arguments)
 
 
-def _epochs_of(config, network, data, moments, xp, state, save, progress, stop):
+def _epochs_of(config, network, rule, data, moments, xp, state, save, progress, stop):
     x_train, y_train, x_test, y_test = (xp.asarray(a) for a in (data.x_train, data.y_train, data.x_test, data.y_test))
     n, batch_size = len(x_train), min(config.batch_size, len(x_train))
     batches = -(-n // batch_size)
@@ -155,7 +161,7 @@ def _epochs_of(config, network, data, moments, xp, state, save, progress, stop):
                 chosen = order[state.batch * batch_size : (state.batch + 1) * batch_size]
                 x, t = prepare(x_train[chosen], config.dtype, moments), targets(y_train[chosen], data.classes, config.dtype)
                 step = state.epoch * batches + state.batch
-                outcomes.append(start_step(config, network, state, x, t, step)[1])
+                outcomes.append(start_step(config, network, state, x, t, step, rule)[1])
                 state.batch += 1
                 settle(0 if xp is np or state.batch == batches else AHEAD)
                 state.totals["seen"] += len(t)
@@ -229,11 +235,31 @@ def params_from(arrays, xp=np):
                     for name in ("W", "b", "R")))
 
 
-def _resumed(config, data, path, xp):
-    """The state and the environment in a checkpoint, once it is sure that it is of this very run. data: their digest."""
+def _name(rule):
+    if not callable(rule):
+        raise TypeError(f"rule must be a function as npref.step.compute_update is, got {rule!r}")
+    return f"{rule.__module__}.{rule.__qualname__}" if hasattr(rule, "__qualname__") else type(rule).__qualname__
+
+
+def _fitting(network, data):
+    """The network, if it can be trained on these data."""
+    if not isinstance(network, Network):
+        raise TypeError(f"expected a Network, got {type(network).__name__}")
+    if (network.input_shape, network.units[-1]) != (data.x_train.shape[1:], data.classes):
+        raise ValueError(f"network must take {data.x_train.shape[1:]} to {data.classes} outputs, as {data.name} has them, got "
+                         f"{network.input_shape} to {network.units[-1]}")
+    return network
+
+
+def _resumed(config, environment, path, xp):
+    """The state and the environment in a checkpoint, once it is sure that it is of this very run, which goes on in `environment`."""
     saved = runlog.read_checkpoint(path)
     try:
-        runlog.check_same_run(saved, asdict(config), data, path.parent)
+        runlog.check_same_run(saved, asdict(config), environment["data"], path.parent)
+        for name in ("network", "rule"):
+            was, now = (e.get(name, "the configured one") for e in (saved["environment"], environment))
+            if was != now:
+                raise ValueError(f"cannot resume {path.parent} with another {name}: it was {was}, now {now}; give train the same")
         counters, arrays = saved["counters"], saved["arrays"]
         params, adam = params_from(arrays, xp), None
         if config.optimizer != "sgd":

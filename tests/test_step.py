@@ -13,7 +13,7 @@ from npref.batches import input_moments, prepare, targets
 from npref.config import Config
 from npref.functions import LOSSES, loss_gradient
 from npref.layers import to_rows
-from npref.step import _outcome, apply_update, compute_update, initial_state, learnable, training_step
+from npref.step import _outcome, apply_update, compute_update, initial_state, learnable, noise_groups, training_step
 from npref.train import Diverged, train
 
 
@@ -119,23 +119,54 @@ def test_an_overflowing_sum_of_finite_numbers_is_not_divergence():
 
 
 def test_the_rule_in_the_docstring_is_nps_with_two_opposite_noise_samples():
-    names = {**vars(npref), "to_rows": to_rows}
+    names = {**vars(npref), "to_rows": to_rows, "noise_groups": noise_groups}
     exec(textwrap.dedent(re.search(r"^ {4}def central_differences.*\n( {8}.*\n)+", step.__doc__, re.M)[0]), names)
-    rng, sigma2 = np.random.default_rng(0), 0.25
+    rng, config = np.random.default_rng(0), Config(method="np", sigma2=0.25, loss="mse", samples=3)
     network = npref.Network((2, 6, 6), (npref.Conv(3, 2, stride=2, bias=True), npref.Conv(4, 2), npref.Dense(5, bias=True), npref.Dense(
         3, activation="identity")))
     params = npref.init_params(network, dtype="float64", decorrelate=True)
     params = replace(params, R=tuple(R + 0.1 * rng.standard_normal(R.shape) for R in params.R))
     x, t = rng.random((7, 2, 6, 6)), np.eye(3)[rng.integers(3, size=7)]
-    eps = [0.5 * rng.standard_normal((7, *shape)) for shape in network.shapes[1:]]
-    own = names["central_differences"](network, params, x, t, eps, sigma2)
-    paired = npref.np_update(network, params, x, t, [[np.stack([e, -e]) for e in eps]], sigma2=sigma2)
+    (eps,) = noise_groups(replace(config, dtype="float64"), network, 5, range(7), np, samples=range(1))
+    own = names["central_differences"](replace(config, dtype="float64"), network, params, x, t, 5)
+    paired = npref.np_update(network, params, x, t, [[np.concatenate([e, -e]) for e in eps]], sigma2=0.25, loss="mse")
     for a, b in zip((*own.dW, *own.db), (*paired.dW, *paired.db)):
         assert a is b is None or a.shape == b.shape and np.allclose(a, b, rtol=0, atol=1e-13 * abs(b).max())
     assert np.allclose(own.losses, paired.losses, rtol=1e-14, atol=0) and own.dL.shape == (1, 7)
+    narrow = [npref.Params(*(tuple(None if a is None else a.astype("float32") for a in p) for p in (params.W, params.b, params.R)))]
+    single = names["central_differences"](config, network, *narrow, x.astype("float32"), t.astype("float32"), 5)
+    assert {a.dtype for a in (*single.dW, *single.db) if a is not None} == {np.dtype("float32")} and single.dL.dtype == np.float64
     before = [p.copy() for p in (*learnable(params), *params.R)]
     apply_update(params, npref.init_adam(learnable(params)), own, lr=1e-3, alpha=1e-3)
     assert all((a != b).any() for a, b in zip(before, (*learnable(params), *params.R)))
+
+
+def test_a_method_without_a_case_is_not_taken_for_another(monkeypatch):
+    """Its name may begin with a d, too."""
+    known = ("wp", "dfa", "dwp")
+    monkeypatch.setattr("npref.rules.METHODS", (*npref.METHODS, *known))
+    assert [npref.split_method(method) for method in known] == [("wp", False), ("dfa", False), ("wp", True)]
+    data = small_data()
+    for method in known:
+        with pytest.raises(ValueError, match=f"method '{method}' has no case in npref.step.compute_update"):
+            next(train(Config(method=method, arch="fc1", sigma2=1e-4), data))
+
+
+def test_rates_are_looked_at_before_anything_changes():
+    config, data = Config(method="danp", arch="fc1"), small_data()
+    network, t = config.network((3, 10, 10), 10), one_hot(data.y_train, 10)
+    plain = replace(config, method="anp", decor_lr=1e-3)
+    for some, alpha, error in ((config, None, TypeError), (config, np.nan, ValueError), (plain, None, None)):
+        state = initial_state(some, network)
+        update = compute_update(some, network, state.params, prepare(data.x_train, "float32"), t, 0)
+        before = state.params.W[0].copy()
+        if error is None:
+            apply_update(state.params, None, update, lr=0.1)
+            assert (state.params.W[0] == before - np.float32(0.1) * update.dW[0]).all()
+            continue
+        with pytest.raises(error, match="alpha must be"):
+            apply_update(state.params, None, update, lr=0.1, **({} if alpha is None else {"alpha": alpha}))
+        assert (state.params.W[0] == before).all()
 
 
 @pytest.mark.parametrize("method, arch, inputs", [("np", "fc1", "unit"), ("danp", "fc3", "standard")])

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from reference import assert_close
 
-from npref import METHODS, datasets, equations, forward, loss, mean_squared_correlation, noise, one_hot, runlog
+from npref import METHODS, Conv, Dense, Network, datasets, equations, forward, loss, mean_squared_correlation, noise, one_hot, runlog
 from npref.batches import prepare
 from npref.config import Config
 from npref.datasets import Dataset
@@ -246,6 +246,57 @@ def test_a_checkpoint_tells_what_its_network_is(tmp_path, monkeypatch, more):
     assert (found["loss"], found["accuracy"]) == (row["test_loss"], row["test_accuracy"])
     with pytest.raises(ValueError, match="expected a checkpoint's arrays, params/W/0 and so on, got .*arrays, counters"):
         params_from(found["saved"])
+
+
+OWN = Network((3, 10, 10), (Conv(4, 3, stride=2, bias=True), Dense(6, activation="tanh"), Dense(10, activation="identity")))
+
+
+def twice(config, network, params, x, t, step):
+    update = compute_update(config, network, params, x, t, step)
+    return replace(update, dW=tuple(2 * d for d in update.dW))
+
+
+def test_a_network_and_a_rule_of_ones_own(tmp_path):
+    """Trained as by the loop in step.py's docstring, logged, resumed with the same bytes, and not taken for others."""
+    config, data = Config(method="danp", dataset="synthetic", batch_size=16, epochs=3, optimizer="sgd", lr=0.1), small_data()
+    own = dict(network=OWN, rule=twice)
+    state, x, t = initial_state(config, OWN), data.x_train, one_hot(data.y_train, 10)
+    for step in range(9):
+        chosen = np.split(noise.permutation(0, step // 3, 40), [16, 32])[step % 3]
+        training_step(config, OWN, state, prepare(x[chosen], "float32"), t[chosen], step, rule=twice)
+    list(train(config, data, tmp_path / "whole", **own))
+    saved = runlog.read_checkpoint(tmp_path / "whole" / "checkpoint.h5")
+    assert all((saved["arrays"][f"params/W/{l}"] == W).all() for l, W in enumerate(state.params.W))
+    about = saved["environment"]
+    assert (about["network"], about["rule"], "rounding" in about) == (str(OWN), f"{__name__}.twice", False)
+    assert eval(about["network"], {"Network": Network, "Conv": Conv, "Dense": Dense}) == OWN
+    list(train(replace(config, epochs=1), data, tmp_path / "parts", **own))
+    for more, said in ((dict(network=OWN), r"with another rule: it was \S+twice, now the configured one"),
+                       (dict(rule=twice), r"with another network: it was Network\(.*\), now the configured one; give train the same"),
+                       (dict(own, network=replace(OWN, layers=OWN.layers[:1] + OWN.layers[2:])), "with another network")):
+        with pytest.raises(ValueError, match=said):
+            train(config, data, tmp_path / "parts", resume=True, **more)
+    list(train(config, data, tmp_path / "parts", resume=True, **own))
+    assert same_bytes(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_the_configured_network_and_rule_given_by_hand(tmp_path):
+    config, data = Config(method="dinp", arch="fc3", dataset="synthetic", batch_size=16, epochs=1), small_data()
+    given = list(train(config, data, network=config.network((3, 10, 10), 10), rule=compute_update))
+    assert without_seconds(given) == without_seconds(train(config, data))
+
+
+@pytest.mark.parametrize("own, error, said", [
+    (dict(network="fc3"), TypeError, "expected a Network, got str"),
+    (dict(network=()), TypeError, "expected a Network, got tuple"),
+    (dict(network=replace(OWN, input_shape=(3, 9, 9))), ValueError, r"must take \(3, 10, 10\) to 10 outputs, .* got \(3, 9, 9\) to 10"),
+    (dict(network=replace(OWN, layers=(Dense(9),))), ValueError, r"got \(3, 10, 10\) to 9"),
+    (dict(rule="np"), TypeError, "rule must be a function as npref.step.compute_update is, got 'np'"),
+])
+def test_networks_and_rules_that_are_none(tmp_path, own, error, said):
+    with pytest.raises(error, match=said):
+        train(Config(dataset="synthetic"), small_data(), tmp_path / "out", **own)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_to_resume(tmp_path):
