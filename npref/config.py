@@ -73,6 +73,8 @@ class Config:
 
     def __post_init__(self):
         rule, decorrelate = split_method(self.method)
+        if not isinstance(self.dataset, str):
+            raise TypeError(f"dataset must be a name, got {self.dataset!r}")
         for name, known in (("arch", ARCHITECTURES), ("inputs", INPUTS), ("backend", BACKENDS), ("dtype", DTYPES),
                             ("noise", KINDS), ("anp_norm", ANP_NORMS), ("loss", LOSSES), ("optimizer", OPTIMIZERS),
                             ("activation", ACTIVATIONS), ("init", INITS)):

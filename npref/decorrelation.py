@@ -12,7 +12,8 @@ STRIP = 1024  # rows of R that one product changes on a CPU
 
 
 class OvershootWarning(UserWarning):
-    """α is so large that R grows without end from the first step on; the message has a limit that it must stay below, and well below."""
+    """α is so large that R's first step overshoots, after which R nearly always grows without end; the message has a limit that it must
+    stay below, and well below."""
 
 
 def update_decorrelation(R, x_star, alpha):
@@ -22,7 +23,8 @@ def update_decorrelation(R, x_star, alpha):
     For a convolution the rows are the patches of all samples and positions. With M rows and n inputs the moment times R costs
     M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M costs 2 M n² instead. `_change` takes the diagonal out of either.
 
-    On inputs that stay the same it overshoots from R = I on, and R grows without end, where α exceeds `overshoot_limit`. Raises
+    On inputs that stay the same its first step from R = I overshoots where α exceeds `overshoot_limit`, and R then nearly always grows
+    without end. Raises
     ValueError for shapes, TypeError for dtypes that do not fit; ValueError for an R that cannot change and an α that is not finite.
     """
     xp, alpha = _check(R, x_star), finite("alpha", alpha)

@@ -7,7 +7,7 @@ tested against; it shares no code with it.
 Every vector is a column, (n, 1). A convolution fits in without a change when its columns are positions: x* is then
 (n_in, P), one im2col patch a column, eps and a are (n_out, P), and x*ᵀ sums over positions. W is always a matrix (n_out, n_in),
 R a matrix (n_in, n_in), the identity without decorrelation, and b a column (n_out, 1), or 0. f[l] and f_prime[l] are functions of
-an array. Lists run over layers and count from 0: W[0] is the paper's W_1, R[0] its R_0, a[0] its a_1, da[0] its δa_1.
+an array. Lists run over layers and count from 0: W[0] is the paper's W_1, R[0] its R_0, a[0] its a_1, da[0] its δa_1, g[0] its g_1.
 A bias is a weight whose input is 1 at every position: its update is any of the rules with a row of ones for x*.
 
 One sample from the input to Eq. 3 and 6, with noise eps[l] of variance sigma2 and any loss of the output:
@@ -26,8 +26,9 @@ def forward_pass(x0, W, R, b, f, eps=None, unfold=None):
     """Eq. 2 and Algorithm 1: the clean pass, or with `eps` the noisy one. Returns lists x* (L), a (L) and x (L + 1).
 
     unfold[l] lays x_l out as the columns that W[l] multiplies; without it x_l is used as it is. For a convolution whose input of shape
-    (C, H, W) is held as (C, H * W) that is lambda x: layers.unfold(conv, x.reshape(1, C, H, W)).T, and the dense layer behind it has
-    lambda x: x.reshape(-1, 1), with lambda c: c.reshape(C, H * W) for its transpose.
+    (C, H, W) is held as (C, H * W) that is lambda x: layers.unfold(conv, x.reshape(1, C, H, W)).T, with the transpose
+    lambda c: layers.unfold_adjoint(conv, c.T, (C, H, W)).reshape(C, H * W). A dense layer behind a convolution, whose output has the
+    shape (n_out, P), has lambda x: x.reshape(-1, 1), with lambda c: c.reshape(n_out, P).
     """
     x_star, a, x = [], [], [x0]
     for l in range(len(W)):
@@ -50,7 +51,7 @@ def gradients(dL_dx, W, R, a, f_prime, unfold_adjoint=None):
     g = [None] * len(W)
     g[-1] = f_prime[-1](a[-1]) * dL_dx
     for l in range(len(W) - 1, 0, -1):
-        columns = R[l].T @ W[l].T @ g[l]
+        columns = R[l].T @ W[l].T @ g[l]  # R_lᵀ W_{l+1}ᵀ g_{l+1}
         g[l - 1] = f_prime[l - 1](a[l - 1]) * (columns if unfold_adjoint is None else unfold_adjoint[l](columns))
     return g
 

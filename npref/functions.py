@@ -26,6 +26,8 @@ def activate(name, a, slope=0.2):
     match name:  # what is written here may be fused: see execution.py
         case "leaky_relu":
             x = a * float(slope)
+            if isinstance(x, np.generic):  # of a number, or an array without axes
+                return np.maximum(a, x)
             return xp.maximum(a, x, out=x)  # as slope < 1; complex arrays compare by their real parts first
         case "relu":
             return xp.maximum(a, 0)
@@ -64,7 +66,7 @@ def derivative(name, a, slope=0.2):
 
 
 def loss(name, y, t):
-    """One loss per sample, in float64 whatever the dtype of y: (..., n_out) and targets (B, n_out) -> (..., ) losses.
+    """One loss per sample, in float64 (of wider and complex numbers in their dtype): (..., n_out) and targets (B, n_out) -> (..., ) losses.
 
     cce       -sum_i t_i log softmax(y)_i    categorical cross-entropy on logits (v2)
     mse       sum_i (t_i - y_i)^2            Algorithm 1; the loss of v1's experiments
@@ -108,14 +110,15 @@ def loss_gradient(name, y, t):
 
 
 def one_hot(labels, classes, dtype="float32"):
-    """Labels (B,) of ints in [0, classes) as rows of targets (B, classes). Labels out of range give a row of zeros.
+    """Labels (B,) of ints in [0, classes) as rows of targets (B, classes). Others give a row of zeros, whose cce is 0 and which `correct`
+    takes for class 0: a Dataset has none, and `train.evaluate` refuses them.
 
-    Raises ValueError for labels that are not (B,) ints, and for a fraction of classes.
+    Raises ValueError for labels that are not (B,) ints, and for what is no number of classes.
     """
     xp = array_module(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be (B,) ints, got {labels.shape} of {labels.dtype}")
-    if classes != int(classes):
+    if isinstance(classes, str) or classes % 1 != 0:  # NaN, of infinity
         raise ValueError(f"classes must be a whole number, got {classes!r}")
     return (labels[:, None] == xp.arange(classes)[None, :]).astype(dtype)
 

@@ -67,7 +67,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Params:
-    """Plain arrays, one entry per layer: W, b (None without bias) and R (None without decorrelation, that is R = I)."""
+    """Plain arrays, one entry per layer: W, b (None without bias) and R (None without decorrelation, that is R = I).
+
+    Steps change them in place: `copy.deepcopy(params)` keeps them.
+    """
 
     W: tuple
     b: tuple
@@ -255,7 +258,7 @@ def init_params(network, *, init="he", seed=0, dtype="float32", decorrelate=Fals
     """
     if not isinstance(network, Network):
         raise TypeError(f"expected a Network, got {type(network).__name__}")
-    if str(np.dtype(dtype)) not in DTYPES:
+    if dtype is None or str(np.dtype(dtype)) not in DTYPES:
         raise ValueError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
     W, b, R = [], [], []
     for l, layer in enumerate(network.layers):

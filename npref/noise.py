@@ -60,7 +60,8 @@ def draw(xp, kind, shape, sigma, *, seed, step, layer, samples, rows, dtype, str
 
     `samples` and `rows` are absolute indices, so a part of a batch gets the very numbers that the whole would; rows are a range.
     "gaussian": N(0, sigma^2). "rademacher": +sigma or -sigma, one bit a unit, the same covariance. `layer` counts from 0. Raises ValueError
-    for another kind or dtype, for rows that are no range of consecutive ones, and for a seed or an index outside [0, 2^64).
+    for another kind or dtype, for rows that are no range of consecutive ones, and for a seed or an index outside [0, 2^64); TypeError for
+    samples that are one number, and for what is no dtype.
     """
     return draw_layers(xp, kind, [(layer, shape)], sigma, seed=seed, step=step, samples=samples, rows=rows, dtype=dtype, stream=stream)[0]
 

@@ -36,7 +36,7 @@ class Update:
 
     losses: (B,) of the clean pass (the baseline pass, if that is noisy). dL = noisy - clean: (K, B), for INP (K, L, B), None
     for BP. trace: that pass, for `decorrelation_step`; x* is left out of a layer with many rows, `forward(network, params, x,
-    baseline)` has all.
+    baseline)` has all, before R changes.
     """
 
     dW: tuple
@@ -120,8 +120,11 @@ def anp_update(network, params, x, t, noise, *, loss="cce", baseline=None, norm=
     """Activity-based node perturbation, Eq. 6 (v2 §2.1.3): error_l = N δL δa_l / ‖δa‖², with δa = ã - a and N = Σ_{l=1}^L N_l.
 
     norm="layer" divides by ‖δa_l‖² instead (v1's Eq. 6). noise, baseline: as for np_update; with a baseline δa is a difference of
-    noisy passes. Returns an `Update`. The error is 0 where ‖δa‖² rounds to 0, and NaN where it overflows. Raises as
-    `network.check_batch` and `check_noise`, and ValueError for another norm.
+    noisy passes. δa_l of noise sample k is forward(network, params, x, [e[k] for e in eps]).a[l] - trace.a[l], rows (B*P, n_out).
+
+    Returns an `Update`. The error is 0 where ‖δa‖² rounds to 0, and NaN where it overflows. Where no noise has come in up to layer l,
+    δa_l is rounding alone, as the noisy passes' products are not the clean one's: with norm="layer", or without any noise, ΔW_l then means
+    nothing, and may be large. Raises as `network.check_batch` and `check_noise`, and ValueError for another norm.
     """
     xp = check_batch(network, params, x, t)
     if norm not in ANP_NORMS:

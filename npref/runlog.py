@@ -18,6 +18,7 @@ import shutil
 import subprocess
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from numbers import Integral
 from pathlib import Path
 
 import h5py
@@ -32,7 +33,7 @@ HEADER = f"npref run file, format {FORMAT}, sha256 of the HDF5 file after these 
 
 
 def environment(backend):
-    """Versions, machine and source revision of this process, for the record: {name: string}."""
+    """Versions, machine and source revision of this process, for the record: {name: string}. backend: `get_backend`'s."""
     versions = {"npref": __version__, "python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__}
     if backend.name != "numpy":
         versions[backend.name] = backend.xp.__version__
@@ -71,7 +72,7 @@ def read_log(path):
 
 
 def write_checkpoint(path, config, environment, rows, arrays, counters):
-    """arrays: {"params/W/0": NumPy array, ...}; counters: {"epoch": int, ...}, exact in float64 or int64."""
+    """arrays: {"params/W/0": NumPy array, ...}, by any name with a slash; counters: {"epoch": int, ...}, exact in float64 or int64."""
     with _replacing(path) as file:
         _write_head(file, config, environment, rows, "checkpoint")
         for name, array in arrays.items():
@@ -86,9 +87,10 @@ def read_checkpoint(path):
         content = _read_head(file)
         if content["status"] != "checkpoint":
             raise ValueError(f"{path}: expected a checkpoint, got a log")
-        content["arrays"] = {f"{group}/{name}/{l}": array[()] for group in ("params", "optimizer") if group in file
-                             for name, layers in file[group].items() for l, array in layers.items()}
-        content["counters"] = {k.removeprefix("counter_"): v.item() for k, v in file.attrs.items() if k.startswith("counter_")}
+        names = []
+        file.visit(names.append)
+        content["arrays"] = {name: file[name][()] for name in names if isinstance(file[name], h5py.Dataset) and name != "epochs"}
+        content["counters"] = {k.removeprefix("counter_"): np.asarray(v).item() for k, v in file.attrs.items() if k.startswith("counter_")}
         return content
 
 
@@ -99,7 +101,7 @@ def _write_head(file, config, environment, rows, status):
     if rows:
         if any(row.keys() != rows[0].keys() for row in rows):
             raise ValueError(f"rows must have the same columns, got {' and '.join(sorted({str(sorted(row)) for row in rows}))}")
-        fields = [(name, np.int64 if all(isinstance(row[name], int) for row in rows) else np.float64) for name in rows[0]]
+        fields = [(name, np.int64 if all(isinstance(row[name], Integral) for row in rows) else np.float64) for name in rows[0]]
         file["epochs"] = np.array([tuple(row[name] for name in rows[0]) for row in rows], dtype=fields)
 
 

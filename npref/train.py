@@ -32,16 +32,21 @@ class Interrupted(RuntimeError):
 
 @np.errstate(over="ignore", invalid="ignore")
 def evaluate(network, params, inputs, y, loss="cce", moments=None, batch=1000):
-    """Mean loss and accuracy (nan for real targets) with fixed weights; no noise. moments: of `input_moments`. One transfer to the host."""
+    """Mean loss and accuracy (nan for real targets) with fixed weights; no noise. moments: of `input_moments`. One transfer to the host.
+
+    Raises ValueError for labels that no output stands for.
+    """
     xp = array_module(inputs, y)
     cheaper = without_decorrelation(params)
-    dtype = params.W[0].dtype
-    total = xp.zeros(2)
+    dtype, classes = params.W[0].dtype, network.units[-1]
+    total = xp.zeros(3)
     for i in range(0, len(inputs), batch):
-        t = targets(y[i : i + batch], network.units[-1], dtype)
+        t = targets(y[i : i + batch], classes, dtype)
         out = forward(network, cheaper, prepare(inputs[i : i + batch], dtype, moments)).y
-        total += xp.stack([loss_of(loss, out, t).sum(), correct(out, t).sum().astype(xp.float64)])
-    mean_loss, accuracy = to_host(total) / len(inputs)
+        total += xp.stack([loss_of(loss, out, t).sum(), correct(out, t).sum().astype(xp.float64), t.sum(dtype=xp.float64)])
+    mean_loss, accuracy, hot = to_host(total) / len(inputs)
+    if y.ndim == 1 and hot != 1:
+        raise ValueError(f"expected labels from 0 to {classes - 1}, got {len(y) - round(hot * len(y))} others among {len(y)}")
     return float(mean_loss), float(accuracy) if y.ndim == 1 else float("nan")
 
 

@@ -90,6 +90,7 @@ def test_numbers_that_must_be_whole(options):
 
 @pytest.mark.parametrize("options, words", [
     (dict(method="anp", noisy_baseline="no"), "noisy_baseline must be True or False, got 'no'"),
+    (dict(dataset=3), "dataset must be a name, got 3"),
     (dict(bias=1), "bias must be True or False"), (dict(eval_train=None), "eval_train must be True or False"),
     (dict(sigma2="a"), "sigma2 must be a number, got 'a'"), (dict(lr=True), "lr must be a number, got True"),
     (dict(decor_lr=None), "decor_lr must be a number, got None"), (dict(slope="0.1"), "slope must be a number, got '0.1'"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from npref import datasets
+from npref.batches import resolved
 from npref.datasets import CIFAR10, CIFAR100, Archive, Dataset
 from npref.datasets import __main__ as command
 
@@ -299,6 +300,13 @@ def test_images_that_cannot_be():
         replace(data, y_test=[0, 1])
     with pytest.raises(TypeError, match="plain array, got numpy.MaskedArray"):
         replace(data, x_train=np.ma.masked_array(images, images == 0))
+
+
+def test_inputs_left_out_are_what_fits_them():
+    x, y = np.ones((4, 3, 2, 2)), np.zeros(4, dtype=int)
+    for dtype, inputs in (("uint8", "unit"), ("float32", "raw")):
+        data = Dataset("mine", "here", x.astype(dtype), y, x.astype(dtype), y, 2)
+        assert (data.inputs, data.limited(2).inputs) == (inputs, inputs) and resolved(data, "auto") == inputs
 
 
 def test_regression():

@@ -94,6 +94,16 @@ def test_a_loss_gradient_rounds_once(dtype):
         assert np.array_equal(fn.loss_gradient(name, y, t), exact.astype(np.float32))
 
 
+@pytest.mark.parametrize("name", fn.ACTIVATIONS)
+def test_one_number_is_activated_as_an_array_is(name):
+    for dtype in (np.float32, np.float64):
+        for number in (-2.0, 3.0):
+            a = np.array([number], dtype=dtype)
+            for one in (a[0], a.reshape(())):
+                x = fn.activate(name, one, 0.25)
+                assert x.dtype == dtype and x == fn.activate(name, a, 0.25)[0]
+
+
 def test_one_hot_and_correct():
     t = fn.one_hot(np.array([2, 0]), 3)
     assert t.tolist() == [[0, 0, 1], [1, 0, 0]] and t.dtype == np.float32
@@ -241,6 +251,8 @@ def test_integers_are_refused_where_they_would_round():
             function("leaky_relu", y)
     with pytest.raises(ValueError, match="classes must be a whole number, got 2.5"):
         fn.one_hot(np.array([0, 1]), 2.5)
+    with pytest.raises(ValueError, match="classes must be a whole number, got inf"):
+        fn.one_hot(np.array([0, 1]), np.inf)
     with pytest.raises(ValueError, match="classes must be a whole number, got '3'"):
         fn.one_hot(np.array([0, 1]), "3")
     with pytest.raises(TypeError, match="expected numpy.ndarray"):

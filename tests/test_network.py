@@ -257,6 +257,7 @@ def test_architectures_take_their_options():
     (lambda n, p, x, t: Network((6,), Dense(4)),
      r"^layers must be a tuple such as \(Dense\(10, activation=\"identity\"\),\), got Dense\(units=4"),
     (lambda n, p, x, t: init_params(n, dtype="int32"), "dtype must be float32 or float64, got 'int32'"),
+    (lambda n, p, x, t: init_params(n, dtype=None), "dtype must be float32 or float64, got None"),
     (lambda n, p, x, t: init_params(n, seed=0.5), "seed must be a whole number"),
     (lambda n, p, x, t: init_params(n, init="zeros"), "expected one of he, glorot, uniform$"),
     (lambda n, p, x, t: architecture("fc2"), "expected one of fc1, fc3, fc6, fc9, conv, conv-tiny, sarcos$"),

@@ -10,7 +10,21 @@ import pytest
 from conftest import ROOT
 from reference import assert_close
 
-from npref import METHODS, Conv, Dense, Network, datasets, equations, forward, loss, mean_squared_correlation, noise, one_hot, runlog
+from npref import (
+    METHODS,
+    Conv,
+    Dense,
+    Network,
+    datasets,
+    equations,
+    forward,
+    init_params,
+    loss,
+    mean_squared_correlation,
+    noise,
+    one_hot,
+    runlog,
+)
 from npref.batches import prepare
 from npref.config import Config
 from npref.datasets import Dataset
@@ -464,6 +478,16 @@ def test_evaluate_counts_every_sample_once():
     expected = loss("cce", y, one_hot(data.y_train, 10)).mean(), (y.argmax(1) == data.y_train).mean()
     for batch in (7, 40, 1000):
         assert np.allclose(evaluate(network, params, data.x_train, data.y_train, batch=batch), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_that_no_output_stands_for_are_no_score(label):
+    network = Network((4,), (Dense(3, activation="identity"),))
+    params, x, y = init_params(network), np.ones((7, 4), dtype=np.float32), np.array([0, 1, 2, 0, 1, 2, 0])
+    assert 0 <= evaluate(network, params, x, y, batch=3)[1] <= 1
+    y[[2, 4]] = label
+    with pytest.raises(ValueError, match="expected labels from 0 to 2, got 2 others among 7"):
+        evaluate(network, params, x, y, batch=3)
 
 
 def test_an_evaluation_that_overflows_gives_a_loss_that_is_not_finite():

@@ -16,8 +16,8 @@ class Dataset:
 
     Classification: images (n, C, H, W) or features (n, D), uint8 or float, and labels (n,) of ints in [0, classes). Regression: features
     (n, D) and targets (n, classes), both float. What is float is finite. inputs, how training scales them: "unit" is pixels / 255,
-    "standard" is standardised per channel or feature with the training set's mean and standard deviation, "raw" is as they are. official:
-    (n_train, n_test) of the complete official set; None for a set that is made here.
+    "standard" is standardised per channel or feature with the training set's mean and standard deviation, "raw" is as they are; left out,
+    it is "unit" for uint8 and "raw" for floats. official: (n_train, n_test) of the complete official set; None for a set that is made here.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Dataset:
     x_test: np.ndarray = field(repr=False)
     y_test: np.ndarray = field(repr=False)
     classes: int
-    inputs: str = "unit"
+    inputs: str | None = None
     official: tuple[int, int] | None = None
 
     def __post_init__(self):
-        if self.inputs not in INPUTS:
+        if self.inputs is not None and self.inputs not in INPUTS:
             raise ValueError(f"{self.name}: inputs must be one of {', '.join(INPUTS)}, got {self.inputs!r}")
         for what in ("x_train", "y_train", "x_test", "y_test"):
             if not isinstance(getattr(self, what), np.ndarray):
@@ -62,6 +62,8 @@ class Dataset:
                              f"{test[0]} of {test[1]} for test")
         if self.x_train.dtype.kind != "f" and self.x_train.dtype != np.uint8:
             raise ValueError(f"{self.name}: expected uint8 pixels or floating-point numbers, got {self.x_train.dtype}")
+        if self.inputs is None:
+            object.__setattr__(self, "inputs", "unit" if self.x_train.dtype == np.uint8 else "raw")
 
     @property
     def regression(self):
