@@ -195,7 +195,7 @@ def _noisy_pass(network, multiply, trace, eps, differences=False):
 
 def _layerwise_losses(network, multiply, trace, v, t, loss):
     """The losses of INP's L passes, (k, L, B). The pass for layer l begins at layer l with a_l + v_l; passes under way are
-    stacked, so each layer is one product."""
+    stacked, so each layer is one product; that for layer m (from 0) with noise sample j is at m*k + j."""
     xp, k, x = array_module(trace.y), len(v[0]), None
     for l, (layer, v_l) in enumerate(zip(network.layers, v)):
         a = xp.empty(((l + 1) * k, *v_l.shape[1:]), dtype=v_l.dtype)  # (passes, B, N_l)
