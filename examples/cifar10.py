@@ -21,7 +21,7 @@ from pathlib import Path
 from npref import METHODS, BackendUnavailable, datasets, get_backend
 from npref.backend import BACKENDS
 from npref.batches import INPUTS
-from npref.command_line import Parser, broken_pipe, folder, in_words, quoted
+from npref.command_line import Parser, broken_pipe, folder, in_words, printed, quoted
 from npref.config import Config, default_lr
 from npref.functions import ACTIVATIONS, LOSSES
 from npref.network import ARCHITECTURES, DTYPES, INITS
@@ -152,7 +152,7 @@ def exit_code(work):
         signal.signal(signal.SIGTERM, ask)
         if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(HANGUP, ask)
-        return work(lambda: bool(stopping))
+        return printed(work(lambda: bool(stopping)))
     except Interrupted as error:
         code, said = 128 + stopping[0], str(error)
     except BrokenPipeError:  # what is finished is saved

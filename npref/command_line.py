@@ -24,12 +24,13 @@ def folder(name):
     """A flag's folder. An empty name, as of a shell variable that is not set, would be the current one."""
     if not name:
         raise argparse.ArgumentTypeError("expected a folder, got an empty name; the current one is .")
+    path = Path(os.path.expanduser(name))  # a shell leaves the ~ of --flag=~/x as it is
     try:
-        Path(name).is_dir()
+        path.is_dir()
     except OSError as error:  # a name that is too long, or in a folder that may not be read
         shown = repr(name) if len(name) <= 40 else f"{name[:40]!r} and so on"
         raise argparse.ArgumentTypeError(f"expected a folder, got {shown}: {error.strerror}") from None
-    return Path(name)
+    return path
 
 
 def in_words(error):
@@ -48,7 +49,22 @@ def quoted(path):
     return quote(str(path)) if os.name == "posix" else subprocess.list2cmdline([str(path)])
 
 
+def printed(code):
+    """The exit code, once what was printed has gone where it was to go: what fails there is told as other errors are."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _lead_nowhere()  # Python would try once more as it ends
+        raise
+    return code
+
+
 def broken_pipe():
     """After a BrokenPipeError: whoever read our output has gone, as in `| head`. Returns the exit code; nothing more is printed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _lead_nowhere()
     return 128 + signal.SIGPIPE
+
+
+def _lead_nowhere():
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

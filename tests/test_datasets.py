@@ -1,5 +1,6 @@
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -26,9 +27,10 @@ def binary(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / CIFAR10.folder
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for name in FILES:
+    labels = [*np.split(rng.permutation(50_000) % 10, 5), rng.permutation(10_000) % 10]  # as many of each class
+    for name, y in zip(FILES, labels):
         records = rng.integers(0, 256, size=(10_000, 3073), dtype=np.uint8)
-        records[:, 0] %= 10
+        records[:, 0] = y
         (folder / name).write_bytes(records.tobytes())
     return folder
 
@@ -60,6 +62,14 @@ def test_layout(binary):
     assert data.x_train.dtype == np.uint8 and data.y_train.dtype == np.int64 and data.classes == 10
     assert data.x_test[0].tobytes() == (binary / "test_batch.bin").read_bytes()[1:3073]
     assert np.array_equal(datasets.load("cifar10", binary, 100, 10).x_train, data.x_train[:100])  # the folder itself will do
+
+
+def test_names_of_folders(binary, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(binary.parents[1]))
+    monkeypatch.setenv("NPREF_DATA", f"~/{binary.parent.name}")
+    assert datasets.search_path()[0] == binary.parent and datasets.available("cifar10")
+    with pytest.raises(ValueError, match="data_dir must be a folder, got an empty name; the current one is ."):
+        datasets.load("cifar10", "")
 
 
 def test_where_it_looks(binary, monkeypatch, tmp_path):
@@ -108,6 +118,9 @@ def test_the_default_folder_is_the_checkouts_or_here(monkeypatch, tmp_path):
     ("data_batch_5.bin", lambda raw: raw[:-1], ValueError, "data_batch_5.bin: expected 30730000 bytes .* got 30729999"),
     ("test_batch.bin", lambda raw: b"<html>404</html>", ValueError, "test_batch.bin: expected 30730000 bytes .* got 16"),
     ("test_batch.bin", lambda raw: raw[:3073] + b"\x0a" + raw[3074:], ValueError, "expected labels 0 to 9, got 10 in record 1"),
+    ("test_batch.bin", lambda raw: bytes(len(raw)), ValueError, "1000 images of each class in test_batch.bin, got 0 to 10000"),
+    ("data_batch_3.bin", lambda raw: raw[: len(raw) // 2] + bytes(len(raw) // 2), ValueError,
+     r"expected 5000 images of each class in the training files, got \d+ to \d+"),
 ])
 @pytest.mark.parametrize("dataset", ["auto", "cifar10"])
 def test_damage_is_named_and_never_hidden(binary, damaged, monkeypatch, name, spoil, error, words, dataset):
@@ -116,7 +129,7 @@ def test_damage_is_named_and_never_hidden(binary, damaged, monkeypatch, name, sp
     monkeypatch.setenv("NPREF_DATA", str(root))
     with pytest.raises(error, match=words) as caught:
         datasets.load(dataset)
-    assert f"python -m npref.datasets fetch cifar10 --data-dir {root}" in str(caught.value)
+    assert str(caught.value).endswith(f"; get it again with python -m npref.datasets fetch cifar10 --data-dir {root}")
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +164,7 @@ def test_cifar100(binary100):
     (lambda raw: b"<html>404</html>", ValueError, "test.bin: expected 30740000 bytes .* got 16"),
     (lambda raw: raw[:6149] + b"\x64" + raw[6150:], ValueError, "test.bin: expected fine labels 0 to 99, got 100 in record 2"),
     (lambda raw: raw[:6148] + b"\x14" + raw[6149:], ValueError, "test.bin: expected coarse labels 0 to 19, got 20 in record 2"),
+    (lambda raw: raw[:1] + b"\x01" + raw[2:], ValueError, "expected 100 images of each class in test.bin, got 99 to 101"),
 ])
 def test_damage_of_cifar100(binary100, tmp_path, spoil, error, words):
     folder = tmp_path / CIFAR100.folder
@@ -160,7 +174,18 @@ def test_damage_of_cifar100(binary100, tmp_path, spoil, error, words):
         (folder / "test.bin").write_bytes(content)
     with pytest.raises(error, match=words) as caught:
         datasets.load("cifar100", tmp_path)
-    assert f"python -m npref.datasets fetch cifar100 --data-dir {tmp_path}" in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).endswith(f"; get it again with python -m npref.datasets fetch cifar100 --data-dir {tmp_path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_training_file_of_cifar100_with_too_many_of_a_class(binary100, tmp_path):
+    folder = tmp_path / CIFAR100.folder
+    folder.mkdir()
+    (folder / "test.bin").symlink_to(binary100 / "test.bin")
+    raw = (binary100 / "train.bin").read_bytes()
+    (folder / "train.bin").write_bytes(raw[:1] + b"\x01" + raw[2:])
+    with pytest.raises(ValueError, match="expected 500 images of each class in train.bin, got 499 to 501"):
+        datasets.load("cifar100", tmp_path)
 
 
 def test_available(binary, tmp_path, monkeypatch):
@@ -181,7 +206,7 @@ def test_available(binary, tmp_path, monkeypatch):
     ("cifar100", "no CIFAR-100: expected the folder cifar-100-binary in .* or use the data set synthetic-cifar100, which is made here"),
     ("tiny-imagenet", "no Tiny ImageNet: expected the folder tiny-imagenet-200 in .* or use the data set synthetic-tiny-imagenet, which"),
     ("sarcos", "no SARCOS: expected the file sarcos_inv.mat in .* or use the data set synthetic-sarcos, which is made here$"),
-    ("sarcos-dedup", "no SARCOS: expected the file sarcos_inv.mat in .*fetch sarcos-dedup"),
+    ("sarcos-dedup", "no SARCOS: expected the file sarcos_inv.mat in .*fetch sarcos-dedup .*, which is made here$"),
     ("sarcos-split-test", "no SARCOS: expected the file sarcos_inv_test.mat in .*fetch sarcos-split-test"),
 ])
 def test_what_is_not_there(tmp_path, name, words):
@@ -378,15 +403,14 @@ def test_fetch(archive, tmp_path):
     assert (folder / "a.bin").exists()
 
 
-def test_two_fetches_at_once(archive, tmp_path, monkeypatch):
+def test_two_fetches_at_once(archive, tmp_path):
+    """Though process numbers be the same, as in two containers."""
     packed, spec = archive
-    pid, fetched = os.getpid(), []
+    fetched = []
 
     def in_between(done, size):
         if not fetched:
-            monkeypatch.setattr(os, "getpid", lambda: pid + 1)
             fetched.append(datasets.fetch(spec, tmp_path / "data", url=packed.as_uri()))
-            monkeypatch.setattr(os, "getpid", lambda: pid)
 
     assert datasets.fetch(spec, tmp_path / "data", url=packed.as_uri(), report=in_between) == fetched[0]
     assert sorted(p.name for p in (tmp_path / "data").rglob("*")) == ["a.bin", "b.bin", "box", "box.tar.gz"]
@@ -396,7 +420,7 @@ def test_what_a_killed_fetch_has_left_is_removed(archive, tmp_path):
     packed, spec = archive
     (tmp_path / "data").mkdir()
     kept = ["bag.tar.gz.1.part", "box.tar.gz.2.part", "box.tar.gz.mine.part"]  # of another file, still being written, a user's
-    for name in ["box.tar.gz.1.part", *kept]:
+    for name in ["box.tar.gz.1.part", f"box.tar.gz.{'0a' * 16}.part", *kept]:
         (tmp_path / "data" / name).write_text("half")
         os.utime(tmp_path / "data" / name, (time.time() - (3000 if ".2." in name else 4000),) * 2)
     datasets.fetch(spec, tmp_path / "data", url=packed.as_uri())
@@ -449,6 +473,82 @@ def test_fetch_that_goes_wrong(archive, tmp_path):
         datasets.fetch(lacking, target, url=packed.as_uri())
 
 
+def test_a_folder_in_a_downloads_place(archive, tmp_path, capsys, monkeypatch):
+    packed, spec = archive
+    (tmp_path / "data" / packed.name).mkdir(parents=True)
+    monkeypatch.setattr(datasets, "ARCHIVES", {"cifar10": (spec,)})
+    assert command.main(["fetch", "cifar10", "--data-dir", str(tmp_path / "data"), "--url", "file:///nowhere"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / 'data' / packed.name}: it is a folder where a file is needed: move it, or name another\n")
+
+
+def test_a_full_disk_is_not_taken_for_the_network(archive, tmp_path):
+    """As by a limit on the size of files, which writes run into as they do into a full disk."""
+    packed = tmp_path / "large.bin"
+    packed.write_bytes(bytes(1 << 18))
+    code = ("import resource, signal, sys\n"
+            "from npref.datasets import Archive, fetch\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
+            "try:\n"
+            "    fetch(Archive('https://example.org/large.bin', 1 << 18, 'f' * 64), sys.argv[1], url=sys.argv[2])\n"
+            "except RuntimeError as error:\n"
+            "    print(error)\n")
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "d"), packed.as_uri()], capture_output=True, text=True)
+    assert run.stdout.startswith(f"cannot write {tmp_path / 'd' / 'large.bin.'}") and "is the disk full?" in run.stdout, run
+    assert run.stderr == "" and list((tmp_path / "d").iterdir()) == []
+
+
+def test_an_endless_answer_is_not_read_to_its_end(archive, tmp_path, monkeypatch):
+    """Nor is one that is a little too long or too short taken for the file."""
+    _, spec = archive
+    read = []
+
+    class Answer:
+        headers = {}
+
+        def read(self, n):
+            read.append(n)
+            return b"x" * n if len(read) < 100 else b""
+
+        __enter__, __exit__ = (lambda self: self), (lambda self, *error: None)
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Answer())
+    with pytest.raises(ValueError, match="nothing was kept"):
+        datasets.fetch(spec, tmp_path / "data", url="http://endless")
+    assert len(read) == 1 + spec.size // read[0] and list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_server_that_falls_silent(archive, tmp_path, monkeypatch, capsys):
+    _, spec = archive
+    monkeypatch.setattr(datasets, "ARCHIVES", {"cifar10": (spec,)})
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it is connected to, and says nothing
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/x"
+        assert command.main(["fetch", "cifar10", "--data-dir", str(tmp_path / "d"), "--url", url, "--timeout", "0.2"]) == 2
+    assert f"error: cannot download {url} (timed out): check the network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error, code, words", [
+    (RuntimeError("cannot write x"), 2, "error: cannot write x\n"), (tarfile.ReadError("no tar"), 2, "error: no tar\n"),
+    (MemoryError("1 GiB"), 2, "error: out of memory (1 GiB): cifar10 is held in memory as a whole\n"),
+])
+def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, code, words):
+    def fails(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr(datasets, "load", fails)
+    assert command.main(["show", "cifar10"]) == code and capsys.readouterr().err == words
+
+
+def test_a_line_of_progress_ends_before_what_follows(archive, tmp_path, monkeypatch, capsys):
+    packed, spec = archive
+    monkeypatch.setattr(datasets, "ARCHIVES", {"cifar10": (replace(spec, sha256="f" * 64),)})
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert command.main(["fetch", "cifar10", "--data-dir", str(tmp_path / "d"), "--url", packed.as_uri()]) == 2
+    first, second, nothing = capsys.readouterr().err.split("\n")
+    assert first == "\r0 of 0 MB" and second.startswith("error: ") and nothing == ""
+
+
 def test_fetch_command(archive, tmp_path, monkeypatch, capsys):
     packed, spec = archive
     assert command.main(["fetch", "cifar10", "--data-dir", str(tmp_path / "d"), "--url", packed.as_uri()]) == 2
@@ -494,7 +594,7 @@ def test_ctrl_c(monkeypatch, capsys):
 
     monkeypatch.setattr(datasets, "fetch", stopped)
     monkeypatch.setattr(datasets, "load", stopped)
-    for words, said in (["fetch", "cifar10"], "stopped; nothing was kept\n"), (["show", "cifar10"], "stopped\n"):
+    for words, said in (["fetch", "cifar10"], "stopped; a file that had not come whole was removed\n"), (["show", "cifar10"], "stopped\n"):
         assert command.main(words) == 130 and capsys.readouterr() == ("", said)
 
 

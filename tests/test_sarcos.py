@@ -38,6 +38,10 @@ def save_test_file(folder, rows):
     """A test file with these rows, and the record of its sha256: it is not the official one."""
     path = folder / "sarcos_inv_test.mat"
     savemat(path, {"sarcos_inv_test": rows})
+    record(path)
+
+
+def record(path):
     path.with_name(path.name + ".sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
 
 
@@ -45,8 +49,20 @@ def test_a_test_file_is_held_against_the_official_ones_checksum(files, rows, tmp
     shutil.copy(files / "sarcos_inv_test.mat", tmp_path)
     for name in "sarcos-split-test", "sarcos":
         shutil.copy(files / "sarcos_inv.mat", tmp_path)
-        with pytest.raises(ValueError, match=f"sarcos_inv_test.mat: expected sha256 {SARCOS_TEST.sha256}, the official file.s, got"):
+        size = (tmp_path / "sarcos_inv_test.mat").stat().st_size
+        with pytest.raises(ValueError, match=f"sarcos_inv_test.mat: expected sha256 {SARCOS_TEST.sha256}, as the official file of 996776 "
+                                             f"bytes has, got {size} bytes with [0-9a-f]+; get it again with .* fetch sarcos-split-test"):
             datasets.load(name, tmp_path)
+
+
+def test_a_test_file_that_is_not_the_official_one_is_not_even_read(files, tmp_path, monkeypatch):
+    """A wrong type in its header would end Python itself."""
+    raw = bytearray((files / "sarcos_inv_test.mat").read_bytes())
+    raw[192] = 0
+    (tmp_path / "sarcos_inv_test.mat").write_bytes(raw)
+    monkeypatch.setattr("npref.datasets.sarcos.read_matrix", lambda *arguments: 1 / 0)
+    with pytest.raises(ValueError, match="as the official file of 996776 bytes has, got"):
+        datasets.load("sarcos-split-test", tmp_path)
 
 
 def test_layout(files, rows):
@@ -91,6 +107,14 @@ def test_split_of_the_test_file(rows, tmp_path):
         datasets.load("sarcos", tmp_path)
 
 
+def test_a_training_file_of_test_rows_alone(rows, files, tmp_path):
+    (tmp_path / "sarcos_inv_test.mat").symlink_to(files / "sarcos_inv_test.mat")
+    (tmp_path / "sarcos_inv_test.mat.sha256").symlink_to(files / "sarcos_inv_test.mat.sha256")
+    savemat(tmp_path / "sarcos_inv.mat", {"sarcos_inv": rows[1][np.arange(44_484) % 4_449]})
+    with pytest.raises(ValueError, match="sarcos_inv.mat: every row is a test row too; get it again with .* fetch sarcos --data-dir"):
+        datasets.load("sarcos-dedup", tmp_path)
+
+
 def matrix(value, name="sarcos_inv_test"):
     return lambda path, rows: savemat(path, {name: value(rows)})
 
@@ -106,10 +130,13 @@ def matrix(value, name="sarcos_inv_test"):
     (matrix(lambda rows: rows.astype(np.float32)), r"got \(4449, 28\) of float32"),
     (matrix(lambda rows: rows, "sarcos_inv"), "expected sarcos_inv_test .* got none"),
     (matrix(lambda rows: np.where(np.arange(28) == 3, np.nan, rows)), "expected finite numbers, got nan in row 0, column 3"),
+    (matrix(lambda rows: np.where(np.arange(28) == 4, -np.inf, rows)), "expected finite numbers, got -inf in row 0, column 4"),
 ])
 def test_damage_is_named(rows, tmp_path, spoil, words):
+    """Of a file that was recorded as it is."""
     path = tmp_path / "sarcos_inv_test.mat"
     spoil(path, rows[1])
+    record(path)
     with pytest.raises(ValueError, match=words) as caught:
         datasets.load("sarcos-split-test", tmp_path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
@@ -143,9 +170,20 @@ def test_fetch_records_the_checksum(files, rows, tmp_path, monkeypatch, capsys):
     assert command.main(["show", "sarcos", "--split-test", "--data-dir", str(target)]) == 2
     assert command.main(["fetch", "sarcos-split-test", "--data-dir", str(target), "--url", mirror]) == 0
     assert datasets.load("sarcos", target).fingerprint() == datasets.load("sarcos", files).fingerprint()
-    (target / "sarcos_inv.mat.sha256").write_text("")
+    train_record = target / "sarcos_inv.mat.sha256"
+    train_record.write_text(train_record.read_text().upper())  # as other tools write it
+    before = train_record.stat()
+    assert command.main(["fetch", "sarcos", "--data-dir", str(target), "--url", "file:///nowhere"]) == 0
+    assert (train_record.stat().st_mtime_ns, train_record.stat().st_ino) == (before.st_mtime_ns, before.st_ino)  # left alone
+    train_record.write_text("")
     with pytest.raises(ValueError, match="sarcos_inv.mat.sha256: expected 64 hexadecimal digits"):
         datasets.load("sarcos", target)
+    test_record = target / "sarcos_inv_test.mat.sha256"
+    test_record.write_text("")
+    monkeypatch.setattr(datasets, "ARCHIVES", {"sarcos-split-test": (replace(NO_CHECKSUM, sha256=hashlib.sha256(
+        (target / "sarcos_inv_test.mat").read_bytes()).hexdigest()),)})
+    assert command.main(["fetch", "sarcos-split-test", "--data-dir", str(target), "--url", "file:///nowhere"]) == 0
+    assert test_record.read_text().endswith("  sarcos_inv_test.mat\n")  # written anew, as it was no record
 
 
 def test_fetch_that_goes_wrong(files, rows, tmp_path, monkeypatch, capsys):
@@ -180,10 +218,11 @@ def test_fetch_that_goes_wrong(files, rows, tmp_path, monkeypatch, capsys):
     assert "more than 100 bytes, which cannot be sarcos_inv_test.mat" in fetch()  # an endless file is not read to its end
 
 
-def test_a_download_that_ends_early(tmp_path, monkeypatch):
+@pytest.mark.parametrize("n", [40, 99, 101])
+def test_a_download_that_ends_early_or_late(tmp_path, monkeypatch, n):
     class Answer:
         headers = {"Content-Length": "100"}
-        pieces = [b"x" * 40, b""]
+        pieces = [b"x" * n, b""]
 
         def read(self, n):
             return self.pieces.pop(0)
@@ -195,9 +234,16 @@ def test_a_download_that_ends_early(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Answer())
-    with pytest.raises(ConnectionError, match="cannot download http.*sarcos_inv.mat .40 of 100 bytes came"):
+    with pytest.raises(ConnectionError, match=f"cannot download http.*sarcos_inv.mat .{n} of 100 bytes came"):
         datasets.fetch(SARCOS_TRAIN, tmp_path, check=lambda path: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_of_a_file_whose_size_the_server_tells(files, tmp_path):
+    seen, size = [], (files / "sarcos_inv.mat").stat().st_size
+    datasets.fetch(SARCOS_TRAIN, tmp_path, url=(files / "sarcos_inv.mat").as_uri(), check=lambda path: None,
+                   report=lambda done, of: seen.append((done, of)))
+    assert seen[-1] == (size, size) and {of for _, of in seen} == {size}
 
 
 def test_real_sarcos(sarcos_test_file):

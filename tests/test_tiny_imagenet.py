@@ -1,6 +1,7 @@
 import io
 import os
 import shutil
+import subprocess
 import sys
 
 import h5py
@@ -85,6 +86,22 @@ def test_layout(folder):
     assert (folder / CACHE).exists() and not [p for p in folder.iterdir() if p.name.endswith(".part")]
 
 
+def test_the_order_of_annotations_does_not_count(folder):
+    """A class's images go by their names, as in training."""
+    other = jpeg((9, 9, 9))
+    for k, name in enumerate(("val_30.JPEG", "val_3.JPEG")):  # 30 after 3 there, and each after one of its own
+        (folder / "val" / "images" / name).unlink()
+        (folder / "val" / "images" / name).write_bytes(jpeg((100 * k, 0, 0)))
+    path = folder / "val" / "val_annotations.txt"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(("val_30.", "val_3."))]
+    replace(path, "\n".join([f"val_30.JPEG\t{CLASSES[0]}", f"val_3.JPEG\t{CLASSES[0]}", *lines]))
+    replace(folder / "val" / "images" / "val_169.JPEG", other)  # classes 169 and 196 have lost their only one
+    data = load(folder)
+    first = np.flatnonzero(data.y_test == 0)
+    assert len(first) == 3  # val_199, val_3, val_30
+    assert [round(float(x[0].mean()), -1) for x in data.x_test[first]] == [0, 100, 0] and data.x_test[first[0], 2].mean() > 150
+
+
 def test_planes_and_greyscale(folder):
     ramp = np.zeros((64, 64, 3), dtype=np.uint8)
     ramp[:, 32:, 0] = 200  # red on the right
@@ -128,6 +145,24 @@ def test_cache_follows_the_images(folder, what):
     assert load(folder).completeness == "399 of 100000 + 200 of 10000"
 
 
+def test_cache_follows_validation_images_and_names(folder):
+    load(folder)
+    replace(folder / "val" / "images" / "val_3.JPEG", jpeg((1, 2, 3)) + b"x")
+    data = load(folder)
+    assert "decoded anew" in data.source and data.x_test[196].mean() < 4
+    one, other = (folder / "train" / CLASSES[5] / "images" / f"{CLASSES[5]}_{k}.JPEG" for k in range(2))
+    for path in one, other:
+        content = jpeg(colour(5, 100 * (path == other)))
+        replace(path, content + b"x" * (2000 - len(content)))
+        os.utime(path, ns=(1, 1))
+    load(folder)
+    one.rename(folder / "x")
+    other.rename(one)
+    (folder / "x").rename(other.with_name("z.JPEG"))  # of one size and time: the names alone tell
+    data = load(folder)
+    assert "decoded anew" in data.source and abs(data.x_train[5, 2].mean() - 100) < 4
+
+
 def spoil_html(path):
     path.write_text("<html>404</html>")
 
@@ -152,6 +187,12 @@ def spoil_shape(path):
         file["x_test"] = np.zeros((200, 3, 64, 63), dtype=np.uint8)
 
 
+def spoil_shape_of_training(path):
+    with h5py.File(path, "r+") as file:
+        del file["x_train"]
+        file["x_train"] = np.zeros((399, 3, 64, 64), dtype=np.uint8)
+
+
 def spoil_missing(path):
     with h5py.File(path, "r+") as file:
         del file["x_test"]
@@ -162,7 +203,7 @@ def spoil_attribute(path):
         del file.attrs["made_from"]
 
 
-@pytest.mark.parametrize("spoil", [spoil_html, spoil_cut, spoil_byte, spoil_shape, spoil_missing, spoil_attribute])
+@pytest.mark.parametrize("spoil", [spoil_html, spoil_cut, spoil_byte, spoil_shape, spoil_shape_of_training, spoil_missing, spoil_attribute])
 def test_damaged_cache_is_rebuilt(folder, spoil):
     load(folder)
     spoil(folder / CACHE)
@@ -179,6 +220,19 @@ def test_cache_that_cannot_be_written(folder, monkeypatch):
     assert_right(data)
     assert f"(decoded in memory only, as {CACHE} cannot be written: " in data.source and "\n" not in data.source
     assert not [p for p in folder.iterdir() if p.name.endswith(".part")]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+def test_cache_that_has_no_room(folder):
+    """As on a full disk, which HDF5 itself does not survive; a limit on the size of files stands in for it."""
+    code = ("import resource, signal, sys\n"
+            "from npref import datasets\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))\n"
+            "print(datasets.load('tiny-imagenet', sys.argv[1]).source)\n")
+    run = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "") and f"(decoded in memory only, as {CACHE} cannot be written: " in run.stdout, run
+    assert not [p for p in folder.iterdir() if "npref" in p.name]
 
 
 def first(folder):
@@ -200,6 +254,10 @@ def annotations(change):
     (lambda f: replace(first(f), jpeg(0, (64, 63))), ValueError, "_0.JPEG: expected 64x64 pixels, got 64x63"),
     (lambda f: replace(first(f), jpeg(0, (32, 32), "L")), ValueError, "_0.JPEG: expected 64x64 pixels, got 32x32"),
     (lambda f: (f / "train" / "n99999999").mkdir(), ValueError, "n99999999: not a class of wnids.txt; remove it, or get"),
+    (lambda f: (f / "train" / CLASSES[7]).rename(f / "train" / "n99999999"), ValueError,
+     f"train does not fit .*wnids.txt: it has n99999999, and has no {CLASSES[7]}; get it again"),
+    (lambda f: [replace(first(f), None), first(f).symlink_to("nowhere")], FileNotFoundError, "_0.JPEG: a link to a file that is missing"),
+    (lambda f: [replace(first(f), None), os.mkfifo(first(f))], ValueError, "_0.JPEG: expected a file; remove it, or get it again"),
     (lambda f: shutil.rmtree(f / "train" / CLASSES[7]), FileNotFoundError, f"{CLASSES[7]}/images: missing"),
     (lambda f: [replace(p, None) for p in first(f).parent.iterdir()], FileNotFoundError, f"{CLASSES[0]}/images: no .JPEG files"),
     (lambda f: replace(first(f).with_suffix(".png"), "x"), ValueError, "_0.png: expected .JPEG files only; remove it, or get"),
@@ -229,6 +287,13 @@ def test_damage_is_named(folder, spoil, error, words):
 def test_hidden_files_are_no_data(folder):
     for place in (folder, folder / "train", first(folder).parent, folder / "val" / "images"):
         (place / ".DS_Store").write_text("")
+    assert_right(load(folder))
+
+
+def test_a_byte_order_mark_is_no_name(folder):
+    """As some editors put it at the beginning of a text."""
+    for path in folder / "wnids.txt", folder / "val" / "val_annotations.txt":
+        replace(path, b"\xef\xbb\xbf" + path.read_bytes())
     assert_right(load(folder))
 
 

@@ -96,9 +96,11 @@ def _check_name(name):
 
 def search_path(data_dir=None):
     """The folders that are searched, in order: data_dir alone if given, else $NPREF_DATA and data/."""
+    if data_dir == "":
+        raise ValueError("data_dir must be a folder, got an empty name; the current one is .")
     if data_dir is not None:
         return [Path(data_dir)]
-    given = os.environ.get("NPREF_DATA")
+    given = os.path.expanduser(os.environ.get("NPREF_DATA", ""))  # a shell leaves ~ in quotes as it is
     return [*([Path(given)] if given else []), default_dir()]
 
 

@@ -6,7 +6,7 @@ import zipfile
 from functools import partial
 
 from npref import datasets
-from npref.command_line import Parser, broken_pipe, folder, in_words
+from npref.command_line import Parser, broken_pipe, folder, in_words, printed
 
 
 def parse(arguments):
@@ -38,7 +38,7 @@ def main(arguments=None):
     """Runs a command; returns the exit code."""
     args = parse(arguments)
     try:
-        return {"fetch": run_fetch, "show": run_show}[args.command](args)
+        return printed({"fetch": run_fetch, "show": run_show}[args.command](args))
     except BrokenPipeError:
         return broken_pipe()
     except (OSError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
@@ -48,16 +48,19 @@ def main(arguments=None):
         print(f"error: out of memory ({' '.join(str(error).split())}): {args.name} is held in memory as a whole", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing was kept" if args.command == "fetch" else "stopped", file=sys.stderr)
+        print("stopped" + ("; a file that had not come whole was removed" if args.command == "fetch" else ""), file=sys.stderr)
         return 130
 
 
 def run_fetch(args):
-    def report(done, size):
-        if sys.stderr.isatty():
-            print(f"\r{done / 1e6:.0f} of {size / 1e6:.0f} MB", end="" if done < size else "\n", file=sys.stderr, flush=True)
+    target, places, shown = args.data_dir or datasets.search_path()[0], [], False
 
-    target, places = args.data_dir or datasets.search_path()[0], []
+    def report(done, size):
+        nonlocal shown
+        if sys.stderr.isatty():
+            print(f"\r{done / 1e6:.0f} of {size / 1e6:.0f} MB", end="", file=sys.stderr, flush=True)
+            shown = True
+
     for archive in datasets.ARCHIVES[args.name]:
         url, check = args.url, None
         if not archive.folder:  # a plain file, perhaps one of several
@@ -65,7 +68,12 @@ def run_fetch(args):
                 raise ValueError(f"--url for {args.name} names the folder that holds {archive.file}, got {url}: leave out the file's name")
             url = url and f"{url.rstrip('/')}/{archive.file}"
             check = partial(datasets.read_matrix, variable=archive.file.removesuffix(".mat"))
-        places.append(datasets.fetch(archive, target, url=url, timeout=args.timeout, report=report, check=check))
+        try:
+            places.append(datasets.fetch(archive, target, url=url, timeout=args.timeout, report=report, check=check))
+        finally:
+            if shown:
+                print(file=sys.stderr)  # what follows begins a line
+            shown = False
     datasets.load_found(args.name, *places)
     print(f"{args.name}: verified, in {' and '.join(str(place) for place in places)}")
     return 0

@@ -28,15 +28,26 @@ def load_cifar10(folder):
     folder = Path(folder)
     *training, test = [_read(folder / name, 10_000, "cifar10", {"labels": 10}) for name in CIFAR10.members if name.endswith(".bin")]
     x_train, y_train = (np.concatenate(part) for part in zip(*training))
+    _check_counts("the training files", "cifar10", folder, y_train, 10)
+    _check_counts("test_batch.bin", "cifar10", folder, test[1], 10)
     return Dataset("cifar10", str(folder), x_train, y_train, *test, classes=10, official=(50_000, 10_000))
 
 
 def load_cifar100(folder):
     """CIFAR-100 with its 100 fine labels: records of a coarse and a fine label byte and 3072 pixel bytes."""
     folder, kinds = Path(folder), {"coarse labels": 20, "fine labels": 100}
-    training = _read(folder / "train.bin", 50_000, "cifar100", kinds)
-    return Dataset("cifar100", str(folder), *training, *_read(folder / "test.bin", 10_000, "cifar100", kinds), classes=100,
-                   official=(50_000, 10_000))
+    training, test = (_read(folder / name, n, "cifar100", kinds) for name, n in (("train.bin", 50_000), ("test.bin", 10_000)))
+    _check_counts("train.bin", "cifar100", folder, training[1], 100)
+    _check_counts("test.bin", "cifar100", folder, test[1], 100)
+    return Dataset("cifar100", str(folder), *training, *test, classes=100, official=(50_000, 10_000))
+
+
+def _check_counts(what, name, folder, y, classes):
+    """ValueError unless each class has as many images as another, as in the official files: half a copy may be filled up with zeros."""
+    counts, each = np.bincount(y, minlength=classes), len(y) // classes
+    if (counts != each).any():
+        raise ValueError(f"{folder}: expected {each} images of each class in {what}, got {counts.min()} to {counts.max()}; "
+                         f"get it again with {fetch_command(name, folder.parent)}")
 
 
 def _read(path, records, name, kinds):

@@ -1,5 +1,6 @@
 """Official downloads: fetch, verify, unpack only what is expected."""
 
+import errno
 import hashlib
 import os
 import re
@@ -7,6 +8,7 @@ import sys
 import tarfile
 import time
 import urllib.request
+import uuid
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,17 +57,20 @@ def fetch(archive, target, *, url=None, timeout=30.0, report=None, check=None):
 
     The download goes to a .part file, which is renamed once size and checksum are right; one that a killed download has left is
     removed. Only the expected members are unpacked. check: needed where no checksum is published, a function of a path that raises
-    ValueError if the file cannot be used. Raises ConnectionError if it cannot be downloaded and ValueError if it is not the expected file.
+    ValueError if the file cannot be used. Raises ConnectionError if it cannot be downloaded, ValueError if it is not the expected file, and
+    OSError or RuntimeError if it cannot be written.
     """
     if check is None and archive.sha256 is None and archive.md5 is None:
         raise ValueError(f"{archive.file} has no published checksum: pass check, a function that raises ValueError for another file")
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
     packed = target / archive.file
+    if packed.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(packed))
     if not _is_here(archive, packed, check):
         _renew(archive, packed, archive.url if url is None else url, timeout, report, check)
     if not archive.folder:
-        record_path(packed).write_text(f"{file_digest(packed)}  {packed.name}\n")
+        _record(packed)
         return packed
     folder = target / archive.folder
     folder.mkdir(exist_ok=True)
@@ -116,13 +121,13 @@ def _renew(archive, packed, url, timeout, report, check):
 
 
 def part_of(path):
-    """Where this process may write what is to take the place of `path`; what killed ones have left of that is removed."""
+    """Where nobody else writes what is to take the place of `path`; what killed processes have left of that is removed."""
     for left in path.parent.iterdir():
-        if left.name.startswith(f"{path.name}.") and re.fullmatch(r"\d+\.part", left.name[len(path.name) + 1 :]):
+        if left.name.startswith(f"{path.name}.") and re.fullmatch(r"(\d+|[0-9a-f]{32})\.part", left.name[len(path.name) + 1 :]):
             with suppress(OSError):  # another process may have done it, or it is not ours to remove
                 if time.time() - left.stat().st_mtime > ABANDONED:
                     left.unlink()
-    return path.with_name(f"{path.name}.{os.getpid()}.part")
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # a process number may be another container's, too
 
 
 def _unpack_tar(archive, packed, folder):
@@ -159,7 +164,7 @@ def _matches(name, pattern):
 
 
 def _write(path, content):
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # hidden: should this be killed, no loader takes it for a part of the data
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # hidden: if this is killed, no loader takes it for a part of the data
     try:
         part.write_bytes(content)
         os.replace(part, path)
@@ -168,24 +173,30 @@ def _write(path, content):
 
 
 def _download(url, part, size, timeout, report):
+    with open(part, "xb", buffering=0) as file:  # what a full disk does not take is noticed as it is written
+        _receive(url, file, size, timeout, report)
+
+
+def _receive(url, file, size, timeout, report):
+    part = Path(file.name)
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
             read = getattr(response, "read1", response.read)  # returns what has come, so that progress shows
             announced = response.headers.get("Content-Length") if size is None else None
-            with open(part, "wb") as file:
-                done = 0
-                while piece := read(1 << 16):
-                    try:
-                        file.write(piece)
-                    except OSError as error:
-                        raise RuntimeError(f"cannot write {part} ({error}): is the disk full?") from error
-                    done += len(piece)
-                    if size is not None and done > size:
-                        break  # not the expected file, and perhaps an endless one
-                    if done > MOST:
-                        raise ValueError(f"more than {MOST} bytes, which cannot be {Path(part.stem).stem}")
-                    if report and (size or announced):
-                        report(done, size or int(announced))
+            done = 0
+            while piece := read(1 << 16):
+                done += len(piece)
+                try:
+                    while piece:
+                        piece = piece[file.write(piece) :]
+                except OSError as error:
+                    raise RuntimeError(f"cannot write {part} ({error}): is the disk full?") from error
+                if size is not None and done > size:
+                    break  # not the expected file, and perhaps an endless one
+                if done > MOST:
+                    raise ValueError(f"more than {MOST} bytes, which cannot be {Path(part.stem).stem}")
+                if report and (size or announced):
+                    report(done, size or int(announced))
             if announced and done != int(announced):
                 raise ValueError(f"{done} of {announced} bytes came")
     except (OSError, ValueError, HTTPException) as error:  # URLError, timeouts, a malformed URL or answer
@@ -206,12 +217,21 @@ def record_path(path):
     return path.with_name(path.name + ".sha256")
 
 
+def _record(packed):
+    """Records the sha256 of a download, unless that is done."""
+    found = file_digest(packed)
+    with suppress(ValueError):  # a record that is none
+        if recorded(packed) == found:
+            return
+    _write(record_path(packed), f"{found}  {packed.name}\n".encode())
+
+
 def recorded(path):
     """The sha256 recorded beside `path`, or None; ValueError if the record is no sha256."""
     record = record_path(path)
     if not record.is_file():
         return None
     words = record.read_text(errors="replace").split()
-    if not words or not re.fullmatch("[0-9a-f]{64}", words[0]):
+    if not words or not re.fullmatch("[0-9a-fA-F]{64}", words[0]):
         raise ValueError(f"{record}: expected 64 hexadecimal digits, then the file's name; remove it to record the file anew")
-    return words[0]
+    return words[0].lower()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 import h5py
@@ -20,6 +21,7 @@ TINY_IMAGENET = Archive(
 CLASSES = 200
 CACHE = "npref-uint8.h5"  # in the folder: the decoded images
 CHUNK = 64  # images
+ROOM = 1 << 22  # bytes that the cache may take beyond its images
 
 
 def load_tiny_imagenet(folder):
@@ -46,7 +48,7 @@ def _classes(folder):
     path = folder / "wnids.txt"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; {_remedy(folder)}")
-    names = path.read_text(errors="replace").split()
+    names = path.read_text(encoding="utf-8-sig", errors="replace").split()
     if len(names) != CLASSES or len(set(names)) != CLASSES:
         raise ValueError(f"{path}: expected {CLASSES} different class names, got {len(set(names))} in {len(names)}; {_remedy(folder)}")
     return {name: label for label, name in enumerate(names)}
@@ -55,8 +57,12 @@ def _classes(folder):
 def _training_files(folder, classes):
     """A list of paths for every class."""
     top = folder / "train"
-    for name in _listing(folder, top):
+    present = _listing(folder, top)
+    for name in present:
         if name not in classes:
+            lacking = next((other for other in classes if other not in present), None)
+            if lacking:  # either may be wrong
+                raise ValueError(f"{top} does not fit {folder / 'wnids.txt'}: it has {name}, and has no {lacking}; {_remedy(folder)}")
             raise ValueError(f"{top / name}: not a class of wnids.txt; remove it, or {_remedy(folder)}")
     return [_jpegs(folder, top / name / "images") for name in classes]
 
@@ -68,7 +74,7 @@ def _validation_files(folder, classes):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; {_remedy(folder)}")
     files, seen = [[] for _ in classes], set()
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         name, wnid = (*line.split("\t"), "", "")[:2]
         if wnid not in classes:
             raise ValueError(f"{path}: line {number}: expected a file name and a class of wnids.txt, got {line[:60]!r}; {_remedy(folder)}")
@@ -108,7 +114,7 @@ def _interleave(groups):
 
 def _images(folder, training, test):
     """Both as (n, 3, 64, 64) uint8, from the cache or decoded anew; and a note if the cache was not as it should be."""
-    cache, made_from, note = folder / CACHE, _digest(training + test), ""
+    cache, made_from, note = folder / CACHE, _digest(folder, training + test), ""
     if cache.exists():
         try:
             with h5py.File(cache, "r") as file:
@@ -124,12 +130,13 @@ def _images(folder, training, test):
     part = part_of(cache)
     try:
         try:
+            _reserve(part, x_train.nbytes + x_test.nbytes + ROOM)
             with h5py.File(part, "w") as file:
                 file.attrs["made_from"] = made_from
                 for name, images in (("x_train", x_train), ("x_test", x_test)):
                     chunk = (min(CHUNK, len(images)), *images.shape[1:])
                     file.create_dataset(name, data=images, chunks=chunk, fletcher32=True)  # damage is an OSError
-            with open(part, "rb+") as written:  # HDF5 does not take a block that was lost well
+            with open(part, "rb+") as written:
                 os.fsync(written.fileno())
             os.replace(part, cache)
         finally:
@@ -144,12 +151,24 @@ def _check_cached(images, n):
         raise ValueError(f"expected ({n}, 3, 64, 64) of uint8, got {images.shape} of {images.dtype}")
 
 
-def _digest(paths):
+def _reserve(path, size):
+    """OSError where a file of that size has no room: HDF5 itself would crash on a disk that is full."""
+    with open(path, "xb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _digest(folder, paths):
     """Of the files' places, sizes and times of change, in order."""
     digest = hashlib.sha256()
     for path in paths:
-        stat = path.stat()
-        digest.update(f"{path.parent.parent.name}/{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        try:
+            about = path.stat()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: a link to a file that is missing; {_remedy(folder)}") from None
+        if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait for ever
+            raise ValueError(f"{path}: expected a file; remove it, or {_remedy(folder)}")
+        digest.update(f"{path.parent.parent.name}/{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

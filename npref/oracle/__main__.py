@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import Counter
 
-from ..command_line import Parser, broken_pipe, in_words
+from ..command_line import Parser, broken_pipe, in_words, printed
 from .cases import ARRAYS
 from .checker import DTYPES, CannotRun, check, load_adapter
 from .conventions import CONVENTIONS
@@ -42,7 +42,7 @@ def main(arguments=None):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Greek letters shows their numbers
     args = parse(arguments)
     try:
-        return {"write": run_write, "check": run_check, "list": run_list, "show": run_show}[args.command](args)
+        return printed({"write": run_write, "check": run_check, "list": run_list, "show": run_show}[args.command](args))
     except KeyboardInterrupt:
         return 128 + 2
     except BrokenPipeError:
