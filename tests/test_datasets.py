@@ -227,6 +227,10 @@ def test_limits_and_fingerprint(binary):
         assert other.fingerprint() != small.fingerprint()
     scattered = np.ascontiguousarray(small.x_train.transpose(1, 0, 2, 3)).transpose(1, 0, 2, 3)
     assert not scattered.flags.c_contiguous and replace(small, x_train=scattered).fingerprint() == small.fingerprint()
+    for name in ("x_train", "y_train", "x_test", "y_test"):
+        last = getattr(small, name).copy()
+        last.flat[-1] ^= 1
+        assert replace(small, **{name: last}).fingerprint() != small.fingerprint()
     for name, n in (("x_train", 10), ("y_train", 10), ("x_test", 20), ("y_test", 20)):  # the first
         assert np.array_equal(getattr(small, name), getattr(data, name)[:n])
     for limits in ((0, None), (50_001, None), (None, 10_001), (None, -1)):
