@@ -198,20 +198,18 @@ def measure(config, backend, rounds, against=(), shares=True):
 
 
 def peak_memory(xp, function):
-    """Bytes that a call takes at most, beyond what is there before: for NumPy's arrays, or what CuPy's pool gets from the device."""
+    """Bytes that a call takes at most, beyond what is there before: for NumPy's arrays, or what a pool of its own gets from the device."""
     if xp is np:
         tracemalloc.start()
         function()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak
-    pool = xp.get_default_memory_pool()
-    synchronize(xp)
-    pool.free_all_blocks()
-    before = pool.total_bytes()
-    function()
-    synchronize(xp)
-    return pool.total_bytes() - before
+    pool = xp.cuda.MemoryPool()  # the default one may have free pieces of blocks that are in use
+    with xp.cuda.using_allocator(pool.malloc):
+        function()
+        synchronize(xp)
+    return pool.total_bytes()
 
 
 def parts(config, network, state, x, t, batch, floor):

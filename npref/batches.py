@@ -40,7 +40,8 @@ def resolved(data, how):
 
 
 def prepare(x, dtype, moments=None):
-    """uint8 pixels as [0, 1] in `dtype`; other arrays are cast and not scaled. With moments (mean, std): standardised."""
+    """uint8 pixels as [0, 1] in `dtype`; other arrays are cast and not scaled. With moments (mean, std), where x is or on the host:
+    standardised."""
     xp = array_module(x)
     if moments is None:
         return xp.divide(x, 255, dtype=dtype) if x.dtype == "uint8" else x.astype(dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from . import noise, rules, runlog
-from .backend import array_module, get_backend, to_host
+from .backend import array_module, get_backend, synchronize, to_host
 from .batches import input_moments, prepare, resolved, targets
 from .config import Config
 from .datasets import Dataset
@@ -144,6 +144,7 @@ def _epochs(held, *arguments):
 
 def _epochs_of(config, network, rule, data, moments, xp, state, save, progress, stop):
     x_train, y_train, x_test, y_test = (xp.asarray(a) for a in (data.x_train, data.y_train, data.x_test, data.y_test))
+    moments = moments and tuple(map(xp.asarray, moments))
     n, batch_size = len(x_train), min(config.batch_size, len(x_train))
     batches = -(-n // batch_size)
     outcomes = deque()  # of steps that a GPU may still be at, while Python launches more
@@ -178,6 +179,7 @@ def _epochs_of(config, network, rule, data, moments, xp, state, save, progress, 
             save(state, "running" if state.epoch < config.epochs else "finished")
             yield dict(row)  # the caller's to change
     except Diverged as error:
+        synchronize(xp)  # reports of steps after this one are on their way to memory of the host that is given back unread
         save(state, f"diverged: {error}", checkpoint=False)
         raise
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ fusing = False
 
 FUNCTIONS = ("empty zeros eye zeros_like ones_like maximum tanh where exp sqrt sum arange concatenate stack isfinite "
              "multiply divide subtract arctan2 add matmul real").split()
+FUSED = set(FUNCTIONS) - {*"empty zeros eye zeros_like ones_like arange concatenate stack matmul".split()}
 float32, float64 = np.float32, np.float64
 result_type = np.result_type
 
@@ -66,10 +68,12 @@ class ndarray:
         return (ndarray(row) for row in self._data)
 
     def __getitem__(self, key):
-        return _wrap(self._data[_unwrap(key)])
+        return _wrap(self._data[_unwrap(_by_place(key))])
 
     def __setitem__(self, key, value):
-        self._data[_unwrap(key)] = _unwrap(value)
+        if isinstance(value, (tuple, list)):
+            raise ValueError(f"expected an array or a number, got {value}")
+        self._data[_unwrap(_by_place(key))] = _unwrap(value)
 
     def __repr__(self):
         return f"fake_cupy.{self._data!r}"
@@ -78,7 +82,12 @@ class ndarray:
     real = property(lambda self: ndarray(self._data.real))
 
 
-for _name in "shape ndim dtype size flags nbytes strides".split():
+    @property
+    def flags(self):  # without writeable, which CuPy's lack
+        return SimpleNamespace(**{name: getattr(self._data.flags, name) for name in ("c_contiguous", "f_contiguous", "owndata")})
+
+
+for _name in "shape ndim dtype size nbytes strides".split():
     setattr(ndarray, _name, property(lambda self, _name=_name: getattr(self._data, _name)))
 for _name in "reshape astype sum max argmax all any transpose view ravel copy diagonal".split():
     setattr(ndarray, _name, lambda self, *a, _name=_name, **k: _wrap(getattr(self._data, _name)(*_unwrap(a), **_unwrap(k))))
@@ -100,6 +109,12 @@ for _name in "add sub mul truediv pow matmul lt le gt ge eq ne".split():
 ndarray.__neg__ = lambda self: _wrap(-self._data)
 ndarray.__abs__ = lambda self: _wrap(abs(self._data))
 ndarray.__module__, ndarray.__qualname__ = "cupy", "ndarray"
+
+
+def _by_place(key):
+    """The key; a mask waits for the device, to tell how many there are."""
+    counts["to_host"] += any(isinstance(k, ndarray) and k.dtype == bool for k in (key if isinstance(key, tuple) else (key,)))
+    return key
 
 
 def _unwrap(x):
@@ -144,16 +159,19 @@ for _name in "reshape sum max argmax all any transpose view ravel diagonal get i
 
 
 class _Number(float):
-    """A number inside a fused function: CuPy computes what happens between two of them in half precision."""
+    """A number inside a fused function: CuPy computes what happens to it, or between two of them, in half precision, or not at all."""
+
+    __hash__ = None
 
 
-for _name in "add sub mul truediv pow".split():
-    def _alone(self, other, _name=_name):
-        if isinstance(other, ndarray):
+for _name in "add sub mul truediv pow mod floordiv lt le gt ge eq ne neg pos abs bool int float round trunc floor ceil".split():
+    def _alone(self, *other, _name=_name):
+        if other and isinstance(other[0], ndarray):
             return NotImplemented
-        raise TypeError("arithmetic between numbers in a fused function")
+        raise TypeError("arithmetic with numbers alone in a fused function")
     setattr(_Number, f"__{_name}__", _alone)
-    setattr(_Number, f"__r{_name}__", _alone)
+    if hasattr(float, f"__r{_name}__"):
+        setattr(_Number, f"__r{_name}__", _alone)
 
 
 def fuse(kernel_name=None):
@@ -180,6 +198,8 @@ def __getattr__(name):
     def function(*args, **kwargs):
         if fusing and not kwargs.keys() <= {"out", "axis"}:
             raise TypeError(f"Wrong arguments {kwargs}")
+        if fusing and (name not in FUSED or not any(isinstance(a, ndarray) for a in args)):
+            raise TypeError(f"no {name} of {args} in a fused function")
         result = getattr(np, name)(*_unwrap(args), **_unwrap(kwargs))
         return kwargs["out"] if kwargs.get("out") is not None else _wrap(result)
 
@@ -264,6 +284,13 @@ class _Event:
             copies[:] = [copy for copy in copies if copy[0] is not out]
 
 
+def _synchronize():
+    counts["synchronize"] += 1
+    event = _Event()
+    event.record()
+    event.synchronize()
+
+
 class _Device:
     id = 0
     mem_info = (0, 64 << 30)
@@ -271,18 +298,35 @@ class _Device:
 
 lib = SimpleNamespace(stride_tricks=SimpleNamespace(
     as_strided=lambda x, shape, strides: ndarray(np.lib.stride_tricks.as_strided(_unwrap(x), shape, strides))))
-pool = SimpleNamespace(held=0, total_bytes=lambda: pool.held, free_all_blocks=lambda: setattr(pool, "held", 10**6))
+allocators = [None]
 
 
-def get_default_memory_pool():
-    return pool
+class _MemoryPool:
+    held = 0
+
+    def malloc(self, size):
+        self.held += size
+
+    def total_bytes(self):
+        return self.held
+
+
+@contextmanager
+def _using_allocator(allocator):
+    allocators.append(allocator)
+    try:
+        yield
+    finally:
+        allocators.pop()
 
 
 cuda = SimpleNamespace(
     Device=_Device,
     Event=_Event,
+    MemoryPool=_MemoryPool,
+    using_allocator=_using_allocator,
     alloc_pinned_memory=lambda size: bytearray(b"\xff" * size),  # not a number, as float64
     runtime=SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in device"}),
-    get_current_stream=lambda: SimpleNamespace(synchronize=lambda: counts.update(synchronize=1)),
+    get_current_stream=lambda: SimpleNamespace(synchronize=_synchronize),
 )
 sys.modules.setdefault("fake_cupy", sys.modules[__name__])

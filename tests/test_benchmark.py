@@ -366,7 +366,9 @@ def test_a_device_is_timed_over_fifty_calls_in_a_row(fake_cupy, monkeypatch):
 
 def test_the_memory_that_a_call_takes(fake_cupy):
     assert 8e6 <= benchmark.peak_memory(np, lambda: np.ones(10**6)) < 8.1e6
-    assert benchmark.peak_memory(fake_cupy, lambda: setattr(fake_cupy.pool, "held", 3 * 10**6)) == 2 * 10**6
+    synchronized = fake_cupy.counts["synchronize"]
+    assert benchmark.peak_memory(fake_cupy, lambda: fake_cupy.allocators[-1](2 * 10**6)) == 2 * 10**6
+    assert fake_cupy.allocators == [None] and fake_cupy.counts["synchronize"] == synchronized + 1
 
 
 def test_pytorch_on_a_gpu(capsys, real_cupy):

@@ -374,6 +374,7 @@ def test_a_device_is_steps_ahead_of_what_is_looked_at(fake_cupy, monkeypatch, tm
     with pytest.raises(Diverged, match=f"danp diverged in epoch 1, step {bad + 1}: R_1 is not finite"):
         list(train(config, small_data(), tmp_path))
     assert len(seen) == min(bad + 1 + AHEAD, 8)
+    assert not fake_cupy.copies  # none is left on its way, to come when its place has another's numbers
     assert all(np.isfinite(a).all() for a in weights(tmp_path).values())
     seen.clear()
     with pytest.raises(Diverged, match=f"epoch 1, step {bad + 1}: R_1 is not finite"):  # and if the run is asked to stop just then
@@ -395,6 +396,16 @@ def test_python_is_only_so_far_ahead_of_a_gpu(fake_cupy, tmp_path, monkeypatch):
         most.clear()
         list(train(Config(method="bp", arch="fc1", backend=backend, batch_size=2, epochs=2), small_data(), tmp_path / backend))
         assert max(most) == ahead + 1 and most[20] == 1 and not waiting  # 20 steps an epoch, and at its end all are waited for
+
+
+def test_what_inputs_are_standardised_by_goes_to_the_device_once(fake_cupy):
+    moved = []
+    for epochs in (1, 2):
+        before = fake_cupy.counts["to_device"]
+        options = {**SMALL, "epochs": epochs, "batch_size": 10, "inputs": "standard"}
+        list(train(Config(method="np", backend="cupy", **options), small_data()))
+        moved.append(fake_cupy.counts["to_device"] - before)
+    assert moved[1] - moved[0] == 1  # the second epoch's order
 
 
 def test_a_device_that_is_stopped_has_counted_every_step(fake_cupy, tmp_path):
