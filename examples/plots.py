@@ -43,9 +43,10 @@ def plot_run(log, path):
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
-    config = log["config"]
-    figure.suptitle(f"{config['method']} on {config['arch']}, {config['dataset']}, lr {config['lr']:g}, seed {config['seed']}",
-                    fontsize="medium")
+    config, environment = log["config"], log["environment"]
+    method = environment.get("rule", config["method"]).rpartition(".")[2]  # a rule or network of one's own is not the configured one
+    arch = "a network of one's own" if "network" in environment else config["arch"]
+    figure.suptitle(f"{method} on {arch}, {config['dataset']}, lr {config['lr']:g}, seed {config['seed']}", fontsize="medium")
     _write(figure, path, "png", dpi=120)
     return path
 

@@ -19,7 +19,7 @@ from recipes import RECIPES
 from npref.backend import BACKENDS
 from npref.config import Config, default_lr
 from npref.rules import METHODS
-from npref.runlog import read_log, replace_file
+from npref.runlog import OWN, read_log, replace_file
 
 # The data sets that may stand in a cell's place, best first; a run on another than the cell's own is labelled with it.
 STAND_INS = {
@@ -163,6 +163,8 @@ def check_complete(log):
     lacking += [f"the configuration's {name}" for name in set_by.get(kind, ()) if name not in log["config"]]
     if kind == "alignment" and "samples" not in log["environment"]:
         lacking.append("the environment's samples")
+    if not lacking and (own := [name for name in OWN if name in log["environment"]]):
+        raise ValueError(f"it is of a {' and a '.join(own)} of one's own, not of those that its configuration names")
     if lacking:
         raise ValueError(f"without {', '.join(lacking)}")
     config, status = log["config"], log["status"]

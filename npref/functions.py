@@ -5,6 +5,7 @@ judged by complex steps. All are one text for NumPy and CuPy but cross-entropy a
 """
 
 from math import inf, isfinite, prod
+from numbers import Real
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def derivative(name, a, slope=0.2):
 
 
 def loss(name, y, t):
-    """One loss per sample, in float64 (of wider and complex numbers in their dtype): (..., n_out) and targets (B, n_out) -> (..., ) losses.
+    """One loss per sample, in float64 or wider (complex, of complex outputs): (..., n_out) and targets (B, n_out) -> (..., ) losses.
 
     cce       -sum_i t_i log softmax(y)_i    categorical cross-entropy on logits (v2)
     mse       sum_i (t_i - y_i)^2            Algorithm 1; the loss of v1's experiments
@@ -113,13 +114,13 @@ def one_hot(labels, classes, dtype="float32"):
     """Labels (B,) of ints in [0, classes) as rows of targets (B, classes). Others give a row of zeros, whose cce is 0 and which `correct`
     takes for class 0: a Dataset has none, and `train.evaluate` refuses them.
 
-    Raises ValueError for labels that are not (B,) ints, and for what is no number of classes.
+    Raises ValueError for labels that are not (B,) ints, and for a number of classes that is not whole and positive.
     """
     xp = array_module(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be (B,) ints, got {labels.shape} of {labels.dtype}")
-    if isinstance(classes, str) or classes % 1 != 0:  # NaN, of infinity
-        raise ValueError(f"classes must be a whole number, got {classes!r}")
+    if not isinstance(classes, Real) or classes % 1 != 0 or classes < 1:  # infinity % 1 is NaN
+        raise ValueError(f"classes must be a whole number, at least 1, got {classes!r}")
     return (labels[:, None] == xp.arange(classes)[None, :]).astype(dtype)
 
 

@@ -29,6 +29,7 @@ from .execution import cores
 
 FORMAT = 1
 USER_BLOCK = 512
+OWN = ("network", "rule")  # what an environment names where they are not the configured ones
 HEADER = f"npref run file, format {FORMAT}, sha256 of the HDF5 file after these {USER_BLOCK} bytes: ".encode()
 
 
@@ -72,7 +73,16 @@ def read_log(path):
 
 
 def write_checkpoint(path, config, environment, rows, arrays, counters):
-    """arrays: {"params/W/0": NumPy array, ...}, by any name with a slash; counters: {"epoch": int, ...}, exact in float64 or int64."""
+    """arrays: {"params/W/0": NumPy array, ...}; counters: {"epoch": int, ...}, exact in float64 or int64.
+
+    Raises ValueError for an array whose name begins as the table of epochs does, and for a counter that is not one value.
+    """
+    taken = [name for name in arrays if name.strip("/").partition("/")[0] == "epochs"]
+    if taken:
+        raise ValueError(f"arrays must have names that do not begin with epochs, as the table of rows has, got {taken[0]!r}")
+    several = [name for name, value in counters.items() if np.ndim(value) != 0]
+    if several:
+        raise ValueError(f"counters must be single values, got {several[0]}={counters[several[0]]!r}: put it among the arrays")
     with _replacing(path) as file:
         _write_head(file, config, environment, rows, "checkpoint")
         for name, array in arrays.items():
@@ -89,7 +99,8 @@ def read_checkpoint(path):
             raise ValueError(f"{path}: expected a checkpoint, got a log")
         names = []
         file.visit(names.append)
-        content["arrays"] = {name: file[name][()] for name in names if isinstance(file[name], h5py.Dataset) and name != "epochs"}
+        names = [name for name in names if isinstance(file[name], h5py.Dataset) and name != "epochs"]
+        content["arrays"] = {name: np.asarray(file[name][()]) for name in names}
         content["counters"] = {k.removeprefix("counter_"): np.asarray(v).item() for k, v in file.attrs.items() if k.startswith("counter_")}
         return content
 
@@ -114,10 +125,16 @@ def _read_head(file):
     return {**head, "rows": [{name: row[name].item() for name in table.dtype.names} for row in table]}
 
 
-def check_same_run(saved, config, data, folder, apart=("epochs",)):
-    """Raise ValueError unless a log or checkpoint is of this very configuration, but for what is `apart`, and data (their digest)."""
+def check_same_run(saved, config, data, folder, apart=("epochs",), own=()):
+    """Raise ValueError unless a log or checkpoint is of this very configuration, but for what is `apart`, and data (their digest).
+
+    own: {"network": text, "rule": text} of one's own, in place of the configured ones.
+    """
     differ = [f"{name} was {saved['config'].get(name, 'unknown')!r}, now {config.get(name, 'unknown')!r}"
               for name in saved["config"] | config if name not in apart and saved["config"].get(name) != config.get(name)]
+    for name in OWN:
+        was, now = (of[name] if name in of else "the configured one" for of in (saved["environment"], own))
+        differ += [f"{name} was {was}, now {now}"] if was != now else []
     if saved["environment"]["data"] != data:
         differ.append("the data's contents")
     if differ:

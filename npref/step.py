@@ -12,7 +12,7 @@
         for i in range(batches):
             chosen = order[i * B : (i + 1) * B]
             x, t = prepare(x_train[chosen], config.dtype, moments), targets(y_train[chosen], network.units[-1], config.dtype)
-            update, (loss, right) = training_step(config, network, state, x, t, step=epoch * batches + i)
+            update, (total, right) = training_step(config, network, state, x, t, step=epoch * batches + i)
 
 A network or a rule of one's own goes to `train(config, data, out, network=..., rule=...)`, or here to `training_step`. A rule is a function
 such as `compute_update`, which also needs noise. For example NP by central differences; `layers.to_rows` lays (B, *shape) out as the
@@ -41,7 +41,7 @@ from .backend import array_module, to_host_later
 from .decorrelation import decorrelation_step
 from .execution import mark_nonfinite, samples_budget
 from .functions import correct, finite
-from .network import Params, init_params
+from .network import Params, Trace, init_params
 from .optim import adam_step, init_adam, sgd_step
 
 
@@ -123,8 +123,27 @@ def training_step(config, network, state, x, t, step, rule=compute_update):
 def start_step(config, network, state, x, t, step, rule=compute_update):
     """`training_step` without waiting for a GPU: the second result is a function that waits, and returns or raises as that does."""
     update = rule(config, network, state.params, x, t, step)
+    if rule is not compute_update:
+        _check_update(update, state.params, len(x), getattr(rule, "__name__", type(rule).__name__))
     apply_update(state.params, state.adam, update, lr=config.lr, alpha=config.decor_lr, eps_hat=config.optimizer == "adam-eps-hat")
     return update, _outcome(config, state, update, t, step)
+
+
+def _check_update(update, params, B, rule):
+    """Raise TypeError or ValueError, before anything changes, for what a rule of one's own must not return."""
+    if not isinstance(update, rules.Update):
+        raise TypeError(f"rule {rule} must return an Update, got {type(update).__name__}")
+    for what, parameters in (("dW", params.W), ("db", params.b)):
+        given, expected = getattr(update, what), [None if p is None else p.shape for p in parameters]
+        shapes = [getattr(d, "shape", None) for d in given] if isinstance(given, (tuple, list)) else type(given).__name__
+        if shapes != expected:
+            raise ValueError(f"rule {rule} must return {what} of the shapes {expected}, got {shapes}")
+    if getattr(update.losses, "shape", None) != (B,):
+        raise ValueError(f"rule {rule} must return losses ({B},), one a sample, got {getattr(update.losses, 'shape', update.losses)}")
+    if update.dL is not None and not hasattr(update.dL, "shape"):
+        raise TypeError(f"rule {rule} must return dL as an array, or None, got {type(update.dL).__name__}")
+    if not isinstance(update.trace, Trace):
+        raise TypeError(f"rule {rule} must return the trace of its clean pass, got {type(update.trace).__name__}")
 
 
 def apply_update(params, adam, update, *, lr, alpha=None, eps_hat=False):

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,8 @@ def train(config, data, out=None, *, network=None, rule=None, resume=False, prog
     The process then keeps up to a gigabyte of what its arrays free (`execution.keep_freed_memory`).
 
     network: a Network of one's own; config's architecture and layer options then mean nothing, but for the default lr. rule: a function as
-    `step.compute_update` is, in place of the method's own; whether there is an R follows config.method. Resume with the same ones.
+    `step.compute_update` is, in place of the method's own; whether there is an R follows config.method. Resume with the same ones (a log
+    knows a rule by its name).
 
     progress(done, of): called after every batch. stop(): asked before every batch; if true the run saves itself and raises
     Interrupted. data: a Dataset; config's limits are applied to it.
@@ -78,8 +80,9 @@ def train(config, data, out=None, *, network=None, rule=None, resume=False, prog
     keep_freed_memory()
     data = data.limited(config.limit_train, config.limit_test)
     moments = input_moments(data, config.inputs)
-    own = {} if network is None else {"network": str(_fitting(network, data))}
-    own |= {} if rule is None else {"rule": _name(rule)}
+    rule = None if rule is compute_update else rule
+    own = {} if rule is None else {"rule": _name(rule)}
+    own |= {} if network is None else {"network": str(_fitting(network, data, config, rule))}
     network = config.network(data.x_train.shape[1:], data.classes) if network is None else network
     if data.regression and config.loss == "cce":
         raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
@@ -233,7 +236,7 @@ def params_from(arrays, xp=np):
     """The Params among a checkpoint's arrays, `runlog.read_checkpoint(path)["arrays"]`, on the device of `xp`.
 
     Raises ValueError where there are none. Their network is Config(**saved["config"]).network(shape, outputs), which the checkpoint's
-    environment has as input_shape and outputs.
+    environment has as input_shape and outputs; or one's own, if the environment has a network.
     """
     if "params/W/0" not in arrays:
         raise ValueError(f"expected a checkpoint's arrays, params/W/0 and so on, got {', '.join(arrays) or 'none'}")
@@ -243,18 +246,26 @@ def params_from(arrays, xp=np):
 
 
 def _name(rule):
+    """What a log calls a rule of one's own. Lambdas and objects of one place have one name."""
     if not callable(rule):
         raise TypeError(f"rule must be a function as npref.step.compute_update is, got {rule!r}")
-    return f"{rule.__module__}.{rule.__qualname__}" if hasattr(rule, "__qualname__") else type(rule).__qualname__
+    if isinstance(rule, partial):
+        return f"{_name(rule.func)} with {', '.join([*map(str, rule.args), *(f'{k}={v}' for k, v in rule.keywords.items())])}"
+    named = rule if hasattr(rule, "__qualname__") else type(rule)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
-def _fitting(network, data):
-    """The network, if it can be trained on these data."""
+def _fitting(network, data, config, rule):
+    """The network, if it can be trained on these data by this rule."""
     if not isinstance(network, Network):
         raise TypeError(f"expected a Network, got {type(network).__name__}")
     if (network.input_shape, network.units[-1]) != (data.x_train.shape[1:], data.classes):
         raise ValueError(f"network must take {data.x_train.shape[1:]} to {data.classes} outputs, as {data.name} has them, got "
                          f"{network.input_shape} to {network.units[-1]}")
+    jumps = [layer.activation for layer in network.layers if layer.activation in ("step", "sign")]
+    if jumps and rule is None and rules.split_method(config.method)[0] == "bp":
+        raise ValueError(f"{config.method} needs a derivative, which the {jumps[0]} activation does not have: "
+                         "use np, inp, anp or their decorrelated forms, or another activation")
     return network
 
 
@@ -262,11 +273,7 @@ def _resumed(config, environment, path, xp):
     """The state and the environment in a checkpoint, once it is sure that it is of this very run, which goes on in `environment`."""
     saved = runlog.read_checkpoint(path)
     try:
-        runlog.check_same_run(saved, asdict(config), environment["data"], path.parent)
-        for name in ("network", "rule"):
-            was, now = (e.get(name, "the configured one") for e in (saved["environment"], environment))
-            if was != now:
-                raise ValueError(f"cannot resume {path.parent} with another {name}: it was {was}, now {now}; give train the same")
+        runlog.check_same_run(saved, asdict(config), environment["data"], path.parent, own=environment)
         counters, arrays = saved["counters"], saved["arrays"]
         params, adam = params_from(arrays, xp), None
         if config.optimizer != "sgd":

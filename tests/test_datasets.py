@@ -68,8 +68,10 @@ def test_names_of_folders(binary, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(binary.parents[1]))
     monkeypatch.setenv("NPREF_DATA", f"~/{binary.parent.name}")
     assert datasets.search_path()[0] == binary.parent and datasets.available("cifar10")
-    with pytest.raises(ValueError, match="data_dir must be a folder, got an empty name; the current one is ."):
-        datasets.load("cifar10", "")
+    assert datasets.search_path(f"~/{binary.parent.name}") == [binary.parent]
+    for name in "cifar10", "synthetic":
+        with pytest.raises(ValueError, match="data_dir must be a folder, got an empty name; the current one is ."):
+            datasets.load(name, "")
 
 
 def test_where_it_looks(binary, monkeypatch, tmp_path):
@@ -598,7 +600,7 @@ def test_ctrl_c(monkeypatch, capsys):
 
     monkeypatch.setattr(datasets, "fetch", stopped)
     monkeypatch.setattr(datasets, "load", stopped)
-    for words, said in (["fetch", "cifar10"], "stopped; a file that had not come whole was removed\n"), (["show", "cifar10"], "stopped\n"):
+    for words, said in (["fetch", "cifar10"], "stopped; what had not come whole was not kept\n"), (["show", "cifar10"], "stopped\n"):
         assert command.main(words) == 130 and capsys.readouterr() == ("", said)
 
 

@@ -249,11 +249,13 @@ def test_integers_are_refused_where_they_would_round():
     for function in fn.activate, fn.derivative:
         with pytest.raises(TypeError, match="pre-activations must be floating-point, got int64"):
             function("leaky_relu", y)
-    with pytest.raises(ValueError, match="classes must be a whole number, got 2.5"):
+    with pytest.raises(ValueError, match="classes must be a whole number, at least 1, got 2.5"):
         fn.one_hot(np.array([0, 1]), 2.5)
-    with pytest.raises(ValueError, match="classes must be a whole number, got inf"):
-        fn.one_hot(np.array([0, 1]), np.inf)
-    with pytest.raises(ValueError, match="classes must be a whole number, got '3'"):
+    for classes in (np.inf, None, 0, -3):
+        with pytest.raises(ValueError, match=f"classes must be a whole number, at least 1, got {classes}"):
+            fn.one_hot(np.array([0, 1]), classes)
+    assert fn.one_hot(np.array([0]), np.int8(2)).shape == fn.one_hot(np.array([0]), 2.0).shape == (1, 2)
+    with pytest.raises(ValueError, match="classes must be a whole number, at least 1, got '3'"):
         fn.one_hot(np.array([0, 1]), "3")
     with pytest.raises(TypeError, match="expected numpy.ndarray"):
         fn.loss("cce", [[1.0, 2.0]], t)

@@ -246,7 +246,7 @@ def test_a_run_has_a_panel_for_each_of_its_quantities(tmp_path, figures):
     rows = [{"epoch": epoch} | {name: i + epoch / 10 for i, name in enumerate(names)} for epoch in (1, 2)]
     config = {"method": "danp", "arch": "fc1", "dataset": "synthetic", "lr": 0.001, "seed": 7}
     of = lambda name: ([1, 2], [row[name] for row in rows])  # noqa: E731
-    assert plots.plot_run({"config": config, "rows": rows}, tmp_path / "p.png") == tmp_path / "p.png"
+    assert plots.plot_run({"config": config, "environment": {}, "rows": rows}, tmp_path / "p.png") == tmp_path / "p.png"
     assert [axes.get_ylabel() for axes in figures[0].axes] == ["accuracy", "loss per sample", "mean squared correlation"]
     for axes, quantity in zip(figures[0].axes, ("accuracy", "loss")):
         assert lines_of(axes) == {"train, running mean": of(f"train_{quantity}"), "train, fixed weights": of(f"eval_train_{quantity}"),
@@ -256,7 +256,9 @@ def test_a_run_has_a_panel_for_each_of_its_quantities(tmp_path, figures):
     assert figures[0].axes[2].get_yscale() == "log"
     assert figures[0].get_suptitle() == "danp on fc1, synthetic, lr 0.001, seed 7"
     plain = [{name: row[name] for name in ("epoch", "train_loss", "test_loss")} for row in rows]  # real targets, no R
-    plots.plot_run({"config": config, "rows": plain}, tmp_path / "p.png")
+    own = {"rule": "mine.central_differences", "network": "Network(...)"}
+    plots.plot_run({"config": config, "environment": own, "rows": plain}, tmp_path / "p.png")
+    assert figures[1].get_suptitle() == "central_differences on a network of one's own, synthetic, lr 0.001, seed 7"
     assert [(axes.get_ylabel(), lines_of(axes)) for axes in figures[1].axes] == [
         ("loss per sample", {"train, running mean": of("train_loss"), "test": of("test_loss")})]
 
@@ -316,7 +318,7 @@ def test_a_run_tells_train_from_test_and_accuracy_from_loss(undrawn):
     rows = [{"epoch": 1, "correlation": 0.1} | {f"{part}_{quantity}": 0.25 for part in ("train", "test", "eval_train")
                                                 for quantity in ("accuracy", "loss")} | {f"correlation_{l}": 0.1 for l in range(3)}]
     config = {"method": "danp", "arch": "fc1", "dataset": "synthetic", "lr": 0.001, "seed": 7}
-    plots.plot_run({"config": config, "rows": rows}, "p.png")
+    plots.plot_run({"config": config, "environment": {}, "rows": rows}, "p.png")
     accuracy, loss, correlation = undrawn[0].axes
     assert accuracy.yaxis.get_major_formatter()(0.25) == "25%" and "%" not in loss.yaxis.get_major_formatter()(0.25)
     for axes in undrawn[0].axes:

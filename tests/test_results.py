@@ -301,6 +301,19 @@ def test_a_folder_is_of_the_log_that_it_is_named_for(tmp_path, capsys):
     assert f"left out: {tmp_path}/cifar10-fc1-np-s0/alignment.h5: the folder is log.h5's; move this one" in err and err.count("\n") == 2
 
 
+@pytest.mark.parametrize("own, words", [
+    ({"network": "Network(...)"}, "it is of a network of one's own, not of those that its configuration names"),
+    ({"network": "Network(...)", "rule": "mine.rule"}, "it is of a network and a rule of one's own"),
+])
+def test_a_rule_or_network_of_ones_own_is_no_cells(tmp_path, capsys, own, words):
+    """It would be taken for the paper's, and take a recorded run's place."""
+    log = log_of(config_of(epochs=2), [10.0, 20.0])
+    (tmp_path / "mine").mkdir()
+    write_log(tmp_path / "mine" / "log.h5", log["config"], ENV | own, log["rows"], log["status"])
+    assert results.gather(None, tmp_path) == {}
+    assert capsys.readouterr().err.startswith(f"warning: left out: {tmp_path}/mine/log.h5: {words}")
+
+
 def test_own_runs_come_before_recorded_ones_that_are_no_longer(tmp_path, capsys):
     """And checkpoints are no logs, nor worth a word."""
     name, config = "cifar10-fc1-np-s0", config_of(epochs=2)

@@ -44,7 +44,20 @@ def test_checkpoint_round_trip_is_exact(tmp_path):
     assert saved["counters"] == counters and isinstance(saved["counters"]["t"], int) and saved["rows"] == ROWS
     assert saved["arrays"].keys() == arrays.keys()
     for name, array in arrays.items():
+        assert isinstance(saved["arrays"][name], np.ndarray)
         assert saved["arrays"][name].dtype == array.dtype and saved["arrays"][name].tobytes() == array.tobytes()
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    path = tmp_path / "c.h5"
+    runlog.write_checkpoint(path, {}, {}, ROWS, {}, {})
+    before = path.read_bytes()
+    for name in ("epochs", "epochs/y", "/epochs/y"):
+        with pytest.raises(ValueError, match=f"names that do not begin with epochs, as the table of rows has, got '{name}'"):
+            runlog.write_checkpoint(path, {}, {}, [], {name: np.ones(2)}, {})
+    with pytest.raises(ValueError, match=r"counters must be single values, got t=\[1, 2\]: put it among the arrays"):
+        runlog.write_checkpoint(path, {}, {}, ROWS, {}, {"t": [1, 2]})
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["c.h5"]
 
 
 def test_a_link_stays_and_what_is_no_file_is_written_to(tmp_path):

@@ -13,6 +13,7 @@ from npref.batches import input_moments, prepare, targets
 from npref.config import Config
 from npref.functions import LOSSES, loss_gradient
 from npref.layers import to_rows
+from npref.runlog import read_checkpoint
 from npref.step import _outcome, apply_update, compute_update, initial_state, learnable, noise_groups, training_step
 from npref.train import Diverged, train
 
@@ -169,6 +170,20 @@ def test_rates_are_looked_at_before_anything_changes():
         assert (state.params.W[0] == before).all()
 
 
+def test_the_docstrings_loop_and_rule_go_together(tmp_path):
+    """In one module, as they are copied; and `train` does the same with the rule."""
+    config, data = Config(method="dnp", arch="fc1", dataset="synthetic", batch_size=20, epochs=1), small_data()
+    names = {**vars(step), **vars(npref), "config": config, "network": config.network((3, 10, 10), 10), "data": data, "prepare": prepare,
+             "targets": targets, "input_moments": input_moments, "to_rows": to_rows, "noise": noise}
+    rule, loop = (textwrap.dedent(re.search(pattern, step.__doc__, re.M)[0]) for pattern in (
+        r"^ {4}def central_differences.*\n( {8}.*\n)+", r"^( {4}state, moments = .*\n)( {4}.*\n)+"))
+    assert "step=epoch * batches + i)" in loop
+    exec(rule + loop.replace("batches + i)", "batches + i, rule=central_differences)"), names)
+    list(train(config, data, tmp_path, rule=names["central_differences"]))
+    arrays = read_checkpoint(tmp_path / "checkpoint.h5")["arrays"]
+    assert (arrays["params/W/0"] == names["state"].params.W[0]).all() and (arrays["params/R/0"] == names["state"].params.R[0]).all()
+
+
 @pytest.mark.parametrize("method, arch, inputs", [("np", "fc1", "unit"), ("danp", "fc3", "standard")])
 def test_the_loop_in_the_docstring_is_what_training_does(method, arch, inputs):
     config = Config(method=method, arch=arch, dataset="synthetic", batch_size=17, epochs=2, samples=2, inputs=inputs)
@@ -177,7 +192,7 @@ def test_the_loop_in_the_docstring_is_what_training_does(method, arch, inputs):
     names = {**vars(step), "config": config, "network": network, "data": data, "prepare": prepare, "targets": targets,
              "input_moments": input_moments, "seen": []}
     loop = textwrap.dedent(re.search(r"^( {4}state, moments = .*\n)( {4}.*\n)+", step.__doc__, re.M)[0])
-    exec(loop + "        seen.append((epoch, loss, right))\n", names)
+    exec(loop + "        seen.append((epoch, total, right))\n", names)
     for epoch, row in enumerate(rows):
         loss = right = 0.0  # `sum` rounds otherwise from Python 3.12 on
         for _, *numbers in (s for s in names["seen"] if s[0] == epoch):

@@ -2,7 +2,8 @@ import itertools
 import os
 import re
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -285,19 +286,49 @@ def test_a_network_and_a_rule_of_ones_own(tmp_path):
     assert (about["network"], about["rule"], "rounding" in about) == (str(OWN), f"{__name__}.twice", False)
     assert eval(about["network"], {"Network": Network, "Conv": Conv, "Dense": Dense}) == OWN
     list(train(replace(config, epochs=1), data, tmp_path / "parts", **own))
-    for more, said in ((dict(network=OWN), r"with another rule: it was \S+twice, now the configured one"),
-                       (dict(rule=twice), r"with another network: it was Network\(.*\), now the configured one; give train the same"),
-                       (dict(own, network=replace(OWN, layers=OWN.layers[:1] + OWN.layers[2:])), "with another network")):
+    for more, said in ((dict(network=OWN), r"parts with a changed configuration: rule was \S+twice, now the configured one; start"),
+                       (dict(rule=twice), r"network was Network\(.*\), now the configured one; start anew"),
+                       (dict(own, network=replace(OWN, layers=OWN.layers[:1] + OWN.layers[2:])), r"network was .*, now Network\("),
+                       (dict(own, rule=partial(twice, t=1)), r"rule was \S+twice, now \S+twice with t=1;")):
         with pytest.raises(ValueError, match=said):
             train(config, data, tmp_path / "parts", resume=True, **more)
+    with pytest.raises(ValueError, match=r"network was Network.*; rule was \S+twice, now the configured one;"):
+        runlog.check_same_run(runlog.read_log(tmp_path / "parts" / "log.h5"), asdict(replace(config, epochs=1)), about["data"], "parts")
     list(train(config, data, tmp_path / "parts", resume=True, **own))
     assert same_bytes(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
 def test_the_configured_network_and_rule_given_by_hand(tmp_path):
     config, data = Config(method="dinp", arch="fc3", dataset="synthetic", batch_size=16, epochs=1), small_data()
-    given = list(train(config, data, network=config.network((3, 10, 10), 10), rule=compute_update))
+    given = list(train(config, data, tmp_path, network=config.network((3, 10, 10), 10), rule=compute_update))
     assert without_seconds(given) == without_seconds(train(config, data))
+    about = runlog.read_log(tmp_path / "log.h5")["environment"]
+    assert "rule" not in about and "rounding" in about
+
+
+@pytest.mark.parametrize("change, error, words", [
+    (lambda update: None, TypeError, "rule bad must return an Update, got NoneType"),
+    (lambda update: replace(update, dW=update.dW[:2]), ValueError, r"rule bad must return dW of the shapes \[\(4, 3, 3, 3\), .*, got"),
+    (lambda update: replace(update, db=None), ValueError, r"rule bad must return db of the shapes \[\(4,\), None, None\], got NoneType"),
+    (lambda update: replace(update, db=(None,) * 3), ValueError, r"must return db .*, got \[None, None, None\]"),
+    (lambda update: replace(update, losses=update.losses[:1]), ValueError, r"must return losses \(16,\), one a sample, got \(1,\)"),
+    (lambda update: replace(update, losses=None), ValueError, r"must return losses \(16,\), one a sample, got None"),
+    (lambda update: replace(update, dL=1.0), TypeError, "must return dL as an array, or None, got float"),
+    (lambda update: replace(update, trace=None), TypeError, "must return the trace of its clean pass, got NoneType"),
+])
+def test_what_a_rule_of_ones_own_must_return(change, error, words):
+    def bad(*arguments):
+        return change(compute_update(*arguments))
+
+    config, data = Config(method="danp", dataset="synthetic"), small_data()
+    state = initial_state(config, OWN)
+    before = [p.copy() for p in (*state.params.W, *state.params.R)]
+    x, t = prepare(data.x_train[:16], "float32"), one_hot(data.y_train[:16], 10)
+    with pytest.raises(error, match=words):
+        training_step(config, OWN, state, x, t, 0, rule=bad)
+    assert all((a == b).all() for a, b in zip(before, (*state.params.W, *state.params.R)))
+    without_dL = replace(compute_update(config, OWN, state.params, x, t, 0), dL=None)
+    training_step(config, OWN, state, x, t, 0, rule=lambda *arguments: without_dL)
 
 
 @pytest.mark.parametrize("own, error, said", [
@@ -305,11 +336,13 @@ def test_the_configured_network_and_rule_given_by_hand(tmp_path):
     (dict(network=()), TypeError, "expected a Network, got tuple"),
     (dict(network=replace(OWN, input_shape=(3, 9, 9))), ValueError, r"must take \(3, 10, 10\) to 10 outputs, .* got \(3, 9, 9\) to 10"),
     (dict(network=replace(OWN, layers=(Dense(9),))), ValueError, r"got \(3, 10, 10\) to 9"),
+    (dict(network=Network((3, 10, 10), (Dense(9, activation="sign"), Dense(10))), method="dbp"), ValueError,
+     "dbp needs a derivative, which the sign activation does not have: use np"),
     (dict(rule="np"), TypeError, "rule must be a function as npref.step.compute_update is, got 'np'"),
 ])
 def test_networks_and_rules_that_are_none(tmp_path, own, error, said):
     with pytest.raises(error, match=said):
-        train(Config(dataset="synthetic"), small_data(), tmp_path / "out", **own)
+        train(Config(dataset="synthetic", method=own.pop("method", "danp")), small_data(), tmp_path / "out", **own)
     assert not (tmp_path / "out").exists()
 
 

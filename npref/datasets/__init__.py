@@ -50,6 +50,7 @@ def load(name="auto", data_dir=None, limit_train=None, limit_test=None):
     never turns into the synthetic set. ValueError, too, for a data_dir with data that are made here.
     """
     _check_name(name)
+    search_path(data_dir)  # which refuses an empty name
     limits = dict(limit_train=limit_train, limit_test=limit_test)
     if name in SYNTHETIC:
         if data_dir is not None:
@@ -99,7 +100,7 @@ def search_path(data_dir=None):
     if data_dir == "":
         raise ValueError("data_dir must be a folder, got an empty name; the current one is .")
     if data_dir is not None:
-        return [Path(data_dir)]
+        return [Path(os.path.expanduser(data_dir))]
     given = os.path.expanduser(os.environ.get("NPREF_DATA", ""))  # a shell leaves ~ in quotes as it is
     return [*([Path(given)] if given else []), default_dir()]
 

@@ -48,7 +48,7 @@ def main(arguments=None):
         print(f"error: out of memory ({' '.join(str(error).split())}): {args.name} is held in memory as a whole", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped" + ("; a file that had not come whole was removed" if args.command == "fetch" else ""), file=sys.stderr)
+        print("stopped" + ("; what had not come whole was not kept" if args.command == "fetch" else ""), file=sys.stderr)
         return 130
 
 

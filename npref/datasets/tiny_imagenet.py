@@ -130,7 +130,7 @@ def _images(folder, training, test):
     part = part_of(cache)
     try:
         try:
-            _reserve(part, x_train.nbytes + x_test.nbytes + ROOM)
+            _check_room(part, x_train.nbytes + x_test.nbytes + ROOM)
             with h5py.File(part, "w") as file:
                 file.attrs["made_from"] = made_from
                 for name, images in (("x_train", x_train), ("x_test", x_test)):
@@ -151,8 +151,8 @@ def _check_cached(images, n):
         raise ValueError(f"expected ({n}, 3, 64, 64) of uint8, got {images.shape} of {images.dtype}")
 
 
-def _reserve(path, size):
-    """OSError where a file of that size has no room: HDF5 itself would crash on a disk that is full."""
+def _check_room(path, size):
+    """OSError where a file of that size has no room now: HDF5 itself would crash on a disk that is full."""
     with open(path, "xb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
