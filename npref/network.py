@@ -67,10 +67,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Params:
-    """Plain arrays, one entry per layer: W, b (None without bias) and R (None without decorrelation, that is R = I).
-
-    Steps change them in place: `copy.deepcopy(params)` keeps them.
-    """
+    """Plain arrays, one entry per layer: W, b (None without bias) and R (None without decorrelation, that is R = I). Steps change them
+    in place; `copy.deepcopy` keeps them."""
 
     W: tuple
     b: tuple
