@@ -5,7 +5,7 @@ from numbers import Integral, Real
 
 from .backend import BACKENDS
 from .batches import INPUTS
-from .functions import ACTIVATIONS, LOSSES, check_slope, finite
+from .functions import ACTIVATIONS, LOSSES, check_derivative, check_slope, finite
 from .network import ARCHITECTURES, DTYPES, INITS, architecture
 from .noise import KINDS
 from .optim import OPTIMIZERS
@@ -128,9 +128,8 @@ class Config:
             for applies, reason in conditions:
                 if not applies and value != getattr(Config, name):
                     raise ValueError(f"{name}={value} has no effect: {reason}; leave it out")
-        if rule == "bp" and self.activation in ("step", "sign"):
-            raise ValueError(f"{self.method} needs a derivative, which the {self.activation} activation does not have: "
-                             "use np, inp, anp or their decorrelated forms, or another activation")
+        if rule == "bp":
+            check_derivative(self.method, self.activation)
 
     def network(self, input_shape, classes):
         """The architecture by name, for this data."""

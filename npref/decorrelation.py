@@ -24,8 +24,8 @@ def update_decorrelation(R, x_star, alpha):
     M n² / 2 + n³ multiply-adds; with few rows X*ᵀ (X* R) / M costs 2 M n² instead. `_change` takes the diagonal out of either.
 
     On inputs that stay the same its first step from R = I overshoots where α exceeds `overshoot_limit`, and R then nearly always grows
-    without end. Raises
-    ValueError for shapes, TypeError for dtypes that do not fit; ValueError for an R that cannot change and an α that is not finite.
+    without end. Raises ValueError for shapes, TypeError for dtypes that do not fit; ValueError for an R that cannot change and an α that is
+    not finite.
     """
     xp, alpha = _check(R, x_star), finite("alpha", alpha)
     M, n = x_star.shape

@@ -14,6 +14,7 @@ from .execution import fused
 from .kernels import launch
 
 ACTIVATIONS = ("leaky_relu", "relu", "tanh", "identity", "step", "sign")  # another goes here, into `activate` and, for BP, `derivative`
+JUMPS = ("step", "sign")
 LOSSES = ("cce", "mse", "mse-mean")
 
 
@@ -58,12 +59,17 @@ def derivative(name, a, slope=0.2):
             return 1 - xp.tanh(a) ** 2
         case "identity":
             return xp.ones_like(a)
-        case "step" | "sign":
-            raise ValueError(f"backpropagation needs a derivative, which the {name} activation does not have: "
-                             "use np, inp, anp or their decorrelated forms, or another activation")
+    check_derivative("backpropagation", name)
     if name in ACTIVATIONS:  # somebody's own
         raise ValueError(f"activation {name!r} has no case in npref.functions.derivative, which backpropagation needs")
     raise ValueError(_unknown("activation", name, ACTIVATIONS))
+
+
+def check_derivative(who, activation):
+    """Raise ValueError for an activation that jumps. who: what needs a derivative, in words."""
+    if activation in JUMPS:
+        raise ValueError(f"{who} needs a derivative, which the {activation} activation does not have: "
+                         "use np, inp, anp or their decorrelated forms, or another activation")
 
 
 def loss(name, y, t):

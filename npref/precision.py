@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from .backend import to_host
+from .functions import JUMPS
 from .network import Params
 from .step import compute_update
 
@@ -35,7 +36,7 @@ def rounding_error(config, network, params, x, t):
     The median, because one unit that rounding puts on the other side of a jump changes its sample's δL altogether, and with it a norm
     over all samples. A sample whose δL_64 is 0 counts with its absolute error, usually 0.
     """
-    jumps = any(layer.activation in ("step", "sign") for layer in network.layers)
+    jumps = any(layer.activation in JUMPS for layer in network.layers)
     narrow = replace(config, samples=1)
     wide = replace(narrow, dtype="float64", sigma2=config.sigma2 if jumps else max(config.sigma2, SIGMA_IN_FLOAT64**2))
     params_64 = Params(*(_float64(arrays) for arrays in (params.W, params.b, params.R)))

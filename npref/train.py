@@ -16,7 +16,7 @@ from .config import Config
 from .datasets import Dataset
 from .decorrelation import mean_squared_correlation, warn_of_overshoot
 from .execution import keep_freed_memory
-from .functions import correct
+from .functions import check_derivative, correct
 from .functions import loss as loss_of
 from .network import Network, Params, forward, without_decorrelation
 from .optim import AdamState
@@ -262,10 +262,9 @@ def _fitting(network, data, config, rule):
     if (network.input_shape, network.units[-1]) != (data.x_train.shape[1:], data.classes):
         raise ValueError(f"network must take {data.x_train.shape[1:]} to {data.classes} outputs, as {data.name} has them, got "
                          f"{network.input_shape} to {network.units[-1]}")
-    jumps = [layer.activation for layer in network.layers if layer.activation in ("step", "sign")]
-    if jumps and rule is None and rules.split_method(config.method)[0] == "bp":
-        raise ValueError(f"{config.method} needs a derivative, which the {jumps[0]} activation does not have: "
-                         "use np, inp, anp or their decorrelated forms, or another activation")
+    if rule is None and rules.split_method(config.method)[0] == "bp":
+        for layer in network.layers:
+            check_derivative(config.method, layer.activation)
     return network
 
 

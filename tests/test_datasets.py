@@ -488,7 +488,7 @@ def test_a_folder_in_a_downloads_place(archive, tmp_path, capsys, monkeypatch):
         f"error: {tmp_path / 'data' / packed.name}: it is a folder where a file is needed: move it, or name another\n")
 
 
-def test_a_full_disk_is_not_taken_for_the_network(archive, tmp_path):
+def test_a_full_disk_is_not_taken_for_the_network(tmp_path):
     """As by a limit on the size of files, which writes run into as they do into a full disk."""
     packed = tmp_path / "large.bin"
     packed.write_bytes(bytes(1 << 18))

@@ -342,7 +342,8 @@ def test_what_a_rule_of_ones_own_must_return(change, error, words):
 ])
 def test_networks_and_rules_that_are_none(tmp_path, own, error, said):
     with pytest.raises(error, match=said):
-        train(Config(dataset="synthetic", method=own.pop("method", "danp")), small_data(), tmp_path / "out", **own)
+        train(Config(dataset="synthetic", method=own.get("method", "danp")), small_data(), tmp_path / "out",
+              **{name: value for name, value in own.items() if name != "method"})
     assert not (tmp_path / "out").exists()
 
 
