@@ -163,11 +163,14 @@ def place(dataset, args):
 
 
 def wanted(jobs, results):
-    """Each folder once, in order, without those that these results have, {name: log}."""
-    jobs = list({job.folder: job for job in reversed(list(jobs))}.values())[::-1]
-    left = [job for job in jobs if not job.recorded(results)]
-    if len(left) < len(jobs):
-        print(f"{len(jobs) - len(left)} of {len(jobs)} runs are recorded already", flush=True)
+    """Each folder once, in order, with the most epochs asked for, without those that these results have, {name: log}."""
+    longest = {}
+    for job in jobs:
+        if job.folder not in longest or job.epochs > longest[job.folder].epochs:
+            longest[job.folder] = job
+    left = [job for job in longest.values() if not job.recorded(results)]
+    if len(left) < len(longest):
+        print(f"{len(longest) - len(left)} of {len(longest)} runs are recorded already", flush=True)
     return left
 
 

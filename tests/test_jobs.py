@@ -52,6 +52,13 @@ def test_a_run_that_went_further_is_not_cut_short(run, tmp_path):
     assert (code, err) == (0, "") and "1 of 1 runs are done already" in out and path.read_bytes() == before
 
 
+@pytest.mark.parametrize("names", [("v2-table3", "why-deep"), ("why-deep", "v2-table3")])
+def test_a_run_that_recipes_share_takes_the_most_epochs(run, names):
+    """50 and 25 here, whichever is named first."""
+    out = run("run", *names, "--archs", "fc6", "--methods", "dinp", "--seeds", "0", "--synthetic", "--dry-run")[1]
+    assert re.findall(r"--epochs (\d+) --out \S*/synthetic-fc6-dinp-s0 ", out) == ["50"]
+
+
 def test_a_folder_with_another_run_is_left_alone(run, monkeypatch, tmp_path):
     """A training run's, or a search's, by whose rate others would be trained."""
     words = ["run", "v2-figure3", "--archs", "fc1", "--methods", "bp", *SMALL, "--epochs", "1", "--seeds"]
