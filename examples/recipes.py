@@ -45,9 +45,9 @@ class Recipe:
     figure: str = "plot_curves"
 
 
-def cells(arch, figures, dataset="cifar10", **more):
+def cells(arch, figures):
     """One cell for each method in `figures`: {method: (train, test)}."""
-    return tuple(Cell(method, arch, dataset, paper=paper, **more) for method, paper in figures.items())
+    return tuple(Cell(method, arch, paper=paper) for method, paper in figures.items())
 
 
 def variants(cells, methods, *options):
