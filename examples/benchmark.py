@@ -79,7 +79,7 @@ def products(network, method, B, K, size):
     groups = [min(size, K - k) for k in range(0, K, size)]
     for l, (layer, shape, after) in enumerate(zip(network.layers, network.shapes, network.shapes[1:])):
         w = weight_shape(layer, shape)
-        n_out, n, M = w[0], prod(w[1:]), B * prod(after[1:] if len(after) > 1 else ())  # units and inputs of a row, rows
+        n_out, n, M = w[0], prod(w[1:]), B * prod(after[1:])  # units and inputs of a row, rows
         spare = decorrelated and spares_x_star(M, n_out, n)
         out.append(("clean pass", "nt", M, n, n_out))
         out.append(("update", "tn", n_out, M, n))

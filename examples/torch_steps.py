@@ -40,7 +40,7 @@ class Net:
         return self.decorrelate and spares_x_star(self.row_count(l, B), len(self.W[l]), self.W[l][0].numel())
 
     def row_count(self, l, B):
-        return B * (prod(self.network.shapes[l + 1][1:]) if isinstance(self.layers[l], Conv) else 1)
+        return B * prod(self.network.shapes[l + 1][1:])  # of a dense layer: one a sample
 
     def forms(self, B):
         """Which form the algebra takes in each layer for B samples: whether x* is left out, and whether R's update is by the moment."""
