@@ -19,6 +19,7 @@ import time
 import tracemalloc
 from collections import deque
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -315,15 +316,11 @@ def parse(arguments):
 
 def configurations(args):
     """Every asked-for combination that makes sense, as Config."""
-    for arch in args.archs:
-        for B in args.batch_size:
-            for method in args.methods:
-                for K in args.samples:
-                    for noise in args.noise:
-                        if split_method(method)[0] != "bp":
-                            yield Config(method=method, arch=arch, samples=K, noise=noise, batch_size=B, dtype=args.dtype)
-                        elif (K, noise) == (args.samples[0], args.noise[0]):
-                            yield Config(method=method, arch=arch, batch_size=B, dtype=args.dtype)
+    for arch, B, method, K, noise in product(args.archs, args.batch_size, args.methods, args.samples, args.noise):
+        if split_method(method)[0] != "bp":
+            yield Config(method=method, arch=arch, samples=K, noise=noise, batch_size=B, dtype=args.dtype)
+        elif (K, noise) == (args.samples[0], args.noise[0]):
+            yield Config(method=method, arch=arch, batch_size=B, dtype=args.dtype)
 
 
 def scaling_configurations(args):
