@@ -272,13 +272,13 @@ def table(rows, against):
     return "\n".join(lines)
 
 
-def noise_table(xp, repeats=7, n=1 << 20):
+def noise_table(xp, n=1 << 20):
     """Nanoseconds a number: NumPy's own float32 normals, and npref's noise."""
     generator, out, where = np.random.default_rng(0), np.empty(n, dtype=np.float32), dict(seed=0, step=0, layer=0, dtype="float32")
     rows = {"numpy standard_normal": lambda: generator.standard_normal(dtype=np.float32, out=out)}
     for kind in KINDS:
         rows[kind] = lambda kind=kind: draw(xp, kind, (1024,), 1e-3, samples=range(1), rows=range(n // 1024), **where)
-    return {name: 1e9 * s / n for name, s in timed(xp, rows, repeats).items()}
+    return {name: 1e9 * s / n for name, s in timed(xp, rows, 7).items()}
 
 
 def parse(arguments):
