@@ -24,6 +24,7 @@ from cifar10 import (
     Bar,
     add_place_flags,
     any_letters,
+    asked_folder,
     data_flag,
     exit_code,
     new_folder,
@@ -92,13 +93,8 @@ def main(arguments=None):
 
 
 def run(args, given, stop):
-    out = args.out
-    if args.resume is not None:
-        out = args.out if args.resume is True else args.resume
-        if out is None or (args.out is not None and args.out != out):
-            raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
     with ExitStack() as held:
-        return measure_in(out, held, args, given, stop)
+        return measure_in(asked_folder(args), held, args, given, stop)
 
 
 def measure_in(out, held, args, given, stop):

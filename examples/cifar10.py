@@ -180,11 +180,8 @@ def silence_terminal():
 
 def run(args, given, stop):
     say = (lambda *words: None) if args.quiet else lambda *words: print(*words, flush=True)
-    out = args.out
+    out = asked_folder(args)
     if args.resume is not None:
-        out = args.out if args.resume is True else args.resume
-        if out is None or (args.out is not None and args.out != out):
-            raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
         saved = read_log(out / "checkpoint.h5")  # its head; the weights come later
         if not saved["config"].keys() <= Config.__dataclass_fields__.keys():
             raise ValueError(f"{out / 'checkpoint.h5'} is not of a training run, or of another version of npref")
@@ -237,6 +234,16 @@ def run(args, given, stop):
     elif args.plot is None:
         print("picture: none, matplotlib cannot be imported; pip install -e \".[examples]\"")
     return 0
+
+
+def asked_folder(args):
+    """The folder that --out or --resume names, or None."""
+    if args.resume is None:
+        return args.out
+    out = args.out if args.resume is True else args.resume
+    if out is None or (args.out is not None and args.out != out):
+        raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
+    return out
 
 
 def data_flag(args):
