@@ -219,8 +219,7 @@ def replace_file(path, *parts):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as raw:
-            for part in parts:
-                raw.write(part)
+            raw.writelines(parts)
             raw.flush()
             os.fsync(raw.fileno())
         if path.exists():
