@@ -222,7 +222,7 @@ def to_numpy(a):
     if not hasattr(a, "__array__") and hasattr(a, "__dlpack__"):
         a = np.from_dlpack(a)
     a = np.asarray(a)
-    if a.dtype.kind not in "fiub" and a.dtype.name not in ("bfloat16",):
+    if a.dtype.kind not in "fiub" and a.dtype.name != "bfloat16":
         raise TypeError(f"expected real numbers, got {a.dtype}")
     return a.astype(np.float64)
 
