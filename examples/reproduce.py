@@ -34,7 +34,7 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 def parse(arguments):
     parser = Parser(description="Run, tabulate and draw the paper's tables and figures.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--runs", type=folder, help="folder of the runs (default: runs/reproduce)")
     shared.add_argument("--results", type=folder, help="recorded results (default: data/results)")
