@@ -89,7 +89,7 @@ def check_name(name, log):
         names = [run_name(config_of(log))]
     elif kind == "search":
         names = [search_name(config_of(log)), search_name(config_of(log), shorter=True)]
-        how = config.get("start"), config["factor"], config.get("seeds", [0])
+        how = config["start"], config["factor"], config.get("seeds", [0])
         as_long = config["patience"] >= PATIENCE and config["most"] >= MOST
         if name in names and not (as_long and any(
                 cell.search is not None and how[0] <= cell.search and how[1:] == (2, [*range(recipe.search_seeds)])
