@@ -33,8 +33,7 @@ def normals(w, dtype, sigma=1.0, out=None):
     """Normals N(0, σ²) by Box-Muller, in `out` if given: (rows, n) words -> (rows, 2n), the n cosine halves before the n sine halves.
 
     Each word gives two 32-bit uniforms u = (integer + 1/2) / 2^32: the low half sets the radius sqrt(-2 log u), the high half
-    the angle 2 pi u. The words, and so the numbers up to rounding, are the same for float32 and float64. This is for a CPU; a GPU's
-    kernel makes the words, too.
+    the angle 2 pi u. The words, and so the numbers up to rounding, are the same for float32 and float64.
     """
     n, unsigned, signed = w.shape[-1], w.view(np.uint32), w.view(np.int32)  # little-endian: the low half of a word comes first
     z = np.empty((*w.shape[:-1], 2 * n), dtype=dtype) if out is None else out
