@@ -34,11 +34,11 @@ class Dataset:
         if self.inputs is not None and self.inputs not in INPUTS:
             raise ValueError(f"{self.name}: inputs must be one of {', '.join(INPUTS)}, got {self.inputs!r}")
         for what in ("x_train", "y_train", "x_test", "y_test"):
-            if not isinstance(getattr(self, what), np.ndarray):
-                raise TypeError(f"{self.name}: {what} must be a NumPy array, got {type(getattr(self, what)).__name__}")
-            if not getattr(self, what).dtype.isnative:
-                raise TypeError(f"{self.name}: {what} must be in this machine's byte order, got {getattr(self, what).dtype}: convert it "
-                                "with astype")
+            array = getattr(self, what)
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"{self.name}: {what} must be a NumPy array, got {type(array).__name__}")
+            if not array.dtype.isnative:
+                raise TypeError(f"{self.name}: {what} must be in this machine's byte order, got {array.dtype}: convert it with astype")
         array_module(self.x_train, self.y_train, self.x_test, self.y_test)  # which refuses masked ones
         for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
             if self.regression:
