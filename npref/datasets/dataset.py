@@ -73,9 +73,10 @@ class Dataset:
     @property
     def completeness(self):
         """How much of the official set this is: "16000 of 100000 + 2000 of 10000" training and test samples."""
-        counts = (len(self.x_train), len(self.x_test))
-        return " + ".join(str(n) for n in counts) if self.official is None else " + ".join(
-            f"{n} of {whole}" for n, whole in zip(counts, self.official))
+        train, test = len(self.x_train), len(self.x_test)
+        if self.official is None:
+            return f"{train} + {test}"
+        return f"{train} of {self.official[0]} + {test} of {self.official[1]}"
 
     def limited(self, train=None, test=None):
         """The first `train` and `test` samples (None: all)."""
