@@ -41,9 +41,10 @@ def cell_line(cell, runs):
     ended, left_out = alike(ended)
     ended = ended or [log for log in logs if log["rows"] and figures(log)[0] == "accuracy"]  # a peak stays one; a final loss does not
     notes = [f"{left_out} of another length left out"] if left_out else []
-    if logs[0]["config"]["dataset"] != cell.dataset:
-        notes.append(f"on {logs[0]['config']['dataset']}")
-    if logs[0]["config"]["limit_train"] or logs[0]["config"]["limit_test"] or logs[0]["config"]["dataset"] == "tiny-imagenet":
+    config = logs[0]["config"]
+    if config["dataset"] != cell.dataset:
+        notes.append(f"on {config['dataset']}")
+    if config["limit_train"] or config["limit_test"] or config["dataset"] == "tiny-imagenet":
         notes.append(samples(logs[0]))
     backends = sorted({log["config"]["backend"] for log in ended or logs})
     notes += [f"on {' and '.join(backends)}"] if backends != ["numpy"] else []
