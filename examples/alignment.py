@@ -13,7 +13,7 @@ Each repeat is a step with noise of its own, which no training step has.
 import installed  # noqa: F401  isort: skip  says so in one line where npref is not
 import argparse
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from cifar10 import (
     new_folder,
     note,
     plotter,
+    say_data,
     spare_pictures,
     warn_in_lines,
 )
@@ -47,6 +48,7 @@ from npref.train import Diverged, Interrupted, params_from, train
 NOISY = [method for method in METHODS if split_method(method)[0] != "bp"]
 FIRST_STEP = 2**63  # of the measurements' noise; training counts its steps from 0
 PIECE = 50  # noise samples between two looks at the clock and the signals
+MOST_SAMPLES = 10**8  # a list of so many pieces still fits the memory
 
 # Flags that are part of the measurement's configuration: name -> (type, choices or None; default; help). A list default: a list of those.
 MEASURED = {
@@ -55,7 +57,7 @@ MEASURED = {
     "sigma2": (float, None, [1e-6], "variances of the noise"),
     "epochs": (int, None, [0], "measure after so many epochs of training; 0 is initialisation"),
     "repeats": (int, None, 1, "independent repetitions"),
-    "split": (bool, None, False, "also split the squared error into bias and variance; needs --repeats of 2 or more"),
+    "split": (bool, None, False, "also split the squared error, over ‖g‖², into bias and variance; needs --repeats of 2 or more"),
     **{name: (str, FLAGS[name][0], None, FLAGS[name][1]) for name in ("arch", "dataset", "backend", "dtype", "noise", "loss", "anp_norm")},
     "batch_size": (int, None, None, "images in the mini-batch, measured and trained on"),
     **{name: (int, None, None, FLAGS[name][1]) for name in ("seed", "limit_train")},
@@ -111,16 +113,17 @@ def measure_in(out, held, args, given, stop):
     plots = plotter(args.plot, "alignment_plots")
     backend = get_backend(config["backend"])  # before any work, to say so if it cannot work
     data = datasets.load(config["dataset"], args.data_dir, config["limit_train"], config["limit_test"])
+    say_data(f"{data.source}; {len(data.x_train)} training samples", config["dataset"], data, args.quiet)
     config["dataset"] = data.name
     if data.regression and config["loss"] == "cce":
         raise ValueError(f"{data.name} has real targets, not labels, and loss=cce needs labels: use mse or mse-mean")
-    record = {**environment(backend), "data": data.fingerprint(), "samples": data.completeness}
+    record = {**environment(backend), "data": data.fingerprint(), "samples": data.completeness,
+              "batch": str(min(config["batch_size"], len(data.x_train)))}  # images measured
     groups = {}  # finished by an earlier call: {(method, epoch, sigma2): rows}
     if saved:
         check_same_run(saved, config, record["data"], out, apart=())
         for row in saved["rows"]:
             groups.setdefault((row["method"], row["epoch"], row["sigma2"]), []).append(row)
-    say(f"data: {data.source}; {len(data.x_train)} training samples")
     if saved and saved["status"] == "finished":
         record = saved["environment"]  # nothing is left to do
     elif saved:
@@ -130,7 +133,9 @@ def measure_in(out, held, args, given, stop):
     if 0 in config["epochs"] and any(split_method(method)[1] for method in config["methods"]):
         say("note: at epoch 0 R is I, so that a decorrelated method gives its plain form's angles")
     if not there:
-        out = out or new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-alignment-{config['arch']}-{data.name}")
+        if out is None:
+            out = new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-alignment-{config['arch']}-{data.name}")
+            held.callback(remove_empty, out)
         out.mkdir(parents=True, exist_ok=True)
         held.callback(unlock, lock(out))
     if not saved and (out / "alignment.h5").exists():
@@ -157,6 +162,11 @@ def measure_in(out, held, args, given, stop):
     return 0
 
 
+def remove_empty(folder):
+    with suppress(OSError):  # it is not, once a measurement has begun
+        folder.rmdir()
+
+
 def checked(config):
     """The configuration with its lists in order. ValueError for what cannot be measured, or would change nothing."""
     for name in ("methods", "samples", "sigma2", "epochs"):
@@ -164,10 +174,10 @@ def checked(config):
         if len(set(values)) < len(values):
             raise ValueError(f"{name} must be different ones, got {' '.join(map(str, values))}")
         config[name] = values if name == "methods" else sorted(values)
-    for name, least in (("samples", 1), ("epochs", 0), ("repeats", 1)):
+    for name, least, most in (("samples", 1, MOST_SAMPLES), ("epochs", 0, 2**63 - 1), ("repeats", 1, 2**63 - 1)):
         values = config[name] if isinstance(config[name], list) else [config[name]]
-        if not least <= values[0] or not values[-1] < 2**63:
-            raise ValueError(f"{name} must be at least {least} and below 2^63, got {' '.join(map(str, values))}")
+        if not least <= values[0] <= values[-1] <= most:
+            raise ValueError(f"{name} must be at least {least} and at most {most}, got {' '.join(map(str, values))}")
     if config["split"] and config["repeats"] < 2:
         raise ValueError(f"split needs repeats of 2 or more, got {config['repeats']}: a variance takes two independent estimates")
     for name in TRAINING_ONLY:

@@ -3,6 +3,8 @@
 from matplotlib.figure import Figure
 from plots import COLOURS, line_style, save
 
+from npref.config import Config
+
 HATCHES = {"np": "", "inp": "//", "anp": ".."}  # for bars, so that they are told apart in grey
 
 
@@ -22,7 +24,7 @@ def plot_alignment(log, path, epoch=None, sigma2=None):
             axes.set(xlabel=label, title=f"layer {layer}" if quantity == "samples" else None)
         axes_row[0].set_ylabel("angle to BP's update (degrees)")
     grid[0, 0].legend(frameon=False, fontsize="small")
-    return _save_measured(figure, config, rows, path, "epoch", "sigma2")
+    return _save_measured(figure, log, rows, path, "epoch", "sigma2")
 
 
 def plot_sigma2(log, path, layer=2, epoch=None, samples=None):
@@ -42,7 +44,7 @@ def plot_sigma2(log, path, layer=2, epoch=None, samples=None):
         axes.set(xlabel="noise variance σ²", title=f"layer {l}")
     panels[0].set_ylabel("angle to BP's update (degrees)")
     panels[0].legend(frameon=False, fontsize="small")
-    return _save_measured(figure, config, rows, path, "epoch", "samples")
+    return _save_measured(figure, log, rows, path, "epoch", "samples")
 
 
 def plot_angles(log, path, epoch=None, sigma2=None, samples=None):
@@ -57,14 +59,15 @@ def plot_angles(log, path, epoch=None, sigma2=None, samples=None):
     for m, method in enumerate(config["methods"]):
         chosen = [row for row in rows if row["method"] == m]
         rule = method.removeprefix("d")
-        look = dict(color=COLOURS[rule], hatch=HATCHES[rule], edgecolor="white", label=method.upper())
+        edge = "white" if method == rule else "black"
+        look = dict(facecolor=COLOURS[rule], hatch=HATCHES[rule], edgecolor=edge, label=method.upper())
         left.bar([row["layer"] + (m - (len(config["methods"]) - 1) / 2) * width for row in chosen], [row["angle"] for row in chosen], width,
                  yerr=[row["angle_sem"] for row in chosen], capsize=2, **look)
         right.bar(method.upper(), 1 + chosen[0]["passes"], **look)  # the clean pass is one more
     left.set(xlabel="layer", ylabel="angle to BP's update (degrees)", xticks=layers)
     right.set(ylabel="forward passes an update")
     left.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return _save_measured(figure, config, rows, path, "epoch", "sigma2", "samples")
+    return _save_measured(figure, log, rows, path, "epoch", "sigma2", "samples")
 
 
 def plot_alignment_training(log, path, sigma2=None, samples=None):
@@ -80,7 +83,7 @@ def plot_alignment_training(log, path, sigma2=None, samples=None):
         axes.set(xlabel="epoch", title=f"layer {layer}")
     panels[0].set_ylabel("angle to BP's update (degrees)")
     panels[0].legend(frameon=False, fontsize="small")
-    return _save_measured(figure, config, rows, path, "sigma2", "samples")
+    return _save_measured(figure, log, rows, path, "sigma2", "samples")
 
 
 def plot_split(log, path, epoch=None, sigma2=None, samples=None):
@@ -103,7 +106,7 @@ def plot_split(log, path, epoch=None, sigma2=None, samples=None):
         axes.tick_params(labelleft=True)
         axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
-    return _save_measured(figure, config, rows, path, "epoch", "sigma2", "samples")
+    return _save_measured(figure, log, rows, path, "epoch", "sigma2", "samples")
 
 
 def _measured(log, **chosen):
@@ -132,10 +135,14 @@ def _angle_lines(axes, config, rows, quantity):
     axes.grid(alpha=0.3)
 
 
-def _save_measured(figure, config, rows, path, *fixed):
+def _save_measured(figure, log, rows, path, *fixed):
     """Title, PNG at `path` and SVG beside it, whose bytes depend on nothing but the numbers; returns the path."""
+    config = log["config"]
     texts = {"epoch": f"epoch {rows[0]['epoch']}", "sigma2": f"σ² = {rows[0]['sigma2']:g}", "samples": f"K = {rows[0]['samples']}"}
     repeats = f"{config['repeats']} repeat" + "s" * (config["repeats"] > 1)
-    parts = [config["arch"], config["dataset"], *(texts[name] for name in fixed), f"B = {config['batch_size']}", repeats]
+    other = [words.format(config[name]) for name, words in (("loss", "loss {}"), ("noise", "{} noise"), ("anp_norm", "norm of the {}"))
+             if config.get(name, default := Config.__dataclass_fields__[name].default) != default]
+    batch = log["environment"].get("batch", config["batch_size"])  # older logs lack it, and anp_norm
+    parts = [config["arch"], config["dataset"], *(texts[name] for name in fixed), *other, f"B = {batch}", repeats]
     figure.suptitle(", ".join(parts), fontsize="medium")
     return save(figure, path)

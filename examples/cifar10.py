@@ -64,8 +64,8 @@ FLAGS = {
 }
 
 
-def add_flags(parser, names):
-    """A flag for each of these fields of the configuration."""
+def add_flags(parser, names, **defaults):
+    """A flag for each of these fields of the configuration. defaults: what its help is to say in place of Config's."""
     for f in fields(Config):
         if f.name not in names:
             continue
@@ -74,7 +74,7 @@ def add_flags(parser, names):
         if kind is bool:
             options |= dict(action="store_true", help=f"{text} (default: no)")
         else:
-            shown = {"lr": "Table 2", "limit_train": "all", "limit_test": "all"}.get(f.name, f.default)
+            shown = ({"lr": "Table 2", "limit_train": "all", "limit_test": "all"} | defaults).get(f.name, f.default)
             options |= dict(help=f"{text} (default: {shown})")
             options |= dict(choices=kind) if isinstance(kind, tuple) else dict(type=kind, metavar=kind.__name__.upper())
         parser.add_argument("--" + f.name.replace("_", "-"), **options)
@@ -195,10 +195,7 @@ def run(args, given, stop):
     backend = get_backend(config.backend)  # before any work, to say so if it cannot work
     data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
     what = "images" if data.x_train.ndim == 4 else "samples"
-    found = f"data: {data.source}; {len(data.x_train)} training and {len(data.x_test)} test {what}"
-    say(found)
-    if args.quiet and config.dataset == "auto" and data.name == "synthetic":  # what nobody asked for is said even so
-        print(found, file=sys.stderr)
+    say_data(f"{data.source}; {len(data.x_train)} training and {len(data.x_test)} test {what}", config.dataset, data, args.quiet)
     bar, new = Bar(args.quiet), out is None
     if new:
         out = new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.arch}-{data.name}")
@@ -244,6 +241,12 @@ def asked_folder(args):
     if out is None or (args.out is not None and args.out != out):
         raise ValueError("--resume needs one folder: --resume DIR, or --out DIR --resume")
     return out
+
+
+def say_data(text, asked, data, quiet):
+    """Say what was loaded; where only the result is asked for, on stderr, and only of a stand-in that nobody asked for."""
+    if not quiet or (asked == "auto" and data.name == "synthetic"):
+        print(f"data: {text}", file=sys.stderr if quiet else sys.stdout, flush=True)
 
 
 def data_flag(args):

@@ -25,11 +25,12 @@ from cifar10 import (
     new_folder,
     note,
     plotter,
+    say_data,
     spare_pictures,
     warn_in_lines,
 )
 
-from npref import datasets, get_backend
+from npref import datasets, get_backend, split_method
 from npref.command_line import Parser
 from npref.config import Config
 from npref.runlog import changes, check_same_run, environment, going_on, lock, read_log, unlock, write_log
@@ -88,12 +89,13 @@ def doubt(rows):
     """What speaks against the best rate, or ""."""
     if len(rows) > 1 and len({row["train_loss"] for row in rows}) == 1:
         return "; but all have one training loss, so nothing tells them apart: take more epochs, or a larger --start"
-    return "; it is the first, a smaller --start may find a better one" if best(rows) == rows[0]["lr"] else ""
+    first = "; it is the first, a smaller --start may find a better one" if best(rows) == rows[0]["lr"] else ""
+    return first + ("; it is the last, a larger --most may find a better one" if best(rows) == rows[-1]["lr"] else "")
 
 
 def parse(arguments):
     parser = Parser(description="Double the learning rate until training is unstable or no longer better.")
-    add_flags(parser, [name for name in FLAGS if name not in ("lr", "seed", "eval_train")])
+    add_flags(parser, [name for name in FLAGS if name not in ("lr", "seed", "eval_train")], epochs=2)
     parser.set_defaults(epochs=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds that every rate is tried with (default: 0)")
     parser.add_argument("--start", type=float, default=1e-6, help="the first rate (default: 1e-6)")
@@ -127,8 +129,8 @@ def run(args, stop):
     plots = plotter(args.plot)
     backend = get_backend(config.backend)
     data = datasets.load(config.dataset, args.data_dir, config.limit_train, config.limit_test)
+    say_data(f"{data.source}; {data.completeness}", config.dataset, data, args.quiet)
     config = replace(config, dataset=data.name)
-    say(f"data: {data.source}; {data.completeness}")
     out = args.out or new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-search-{config.method}-{config.arch}-{data.name}")
     out.mkdir(parents=True, exist_ok=True)
     path = out / "search.h5"
@@ -166,7 +168,11 @@ def run(args, stop):
         if args.out is None:
             with suppress(OSError):  # empty, unless a rate was tried
                 out.rmdir()
-    print(f"{config.method} {config.arch} on {data.name}: best learning rate {best(rows):g} of {len(rows)} from {rows[0]['lr']:g} to "
+    try:
+        rate = best(rows)
+    except ValueError as error:
+        raise ValueError(f"{error}" + ", or a smaller --decor-lr" * split_method(config.method)[1]) from None
+    print(f"{config.method} {config.arch} on {data.name}: best learning rate {rate:g} of {len(rows)} from {rows[0]['lr']:g} to "
           f"{rows[-1]['lr']:g}{doubt(rows)}\nlog: {path}")
     if plots is not None:
         print(f"picture: {plots.plot_searches({path: read_log(path)}, out / 'search.png')}")

@@ -172,7 +172,7 @@ def test_help_names_every_flag_and_its_default(run):
 
 
 def test_quiet_and_the_default_folder(run):
-    code, out, err = run("--quiet", "--samples", 1)
+    code, out, err = run("--quiet", "--samples", 1)  # whose data are named
     assert (code, err) == (0, "") and out.startswith("method epoch") and len(out.splitlines()) == 5
     assert len(os.listdir("runs")) == 1 and os.listdir("runs")[0].endswith("-alignment-fc1-synthetic")
 
@@ -182,6 +182,7 @@ def test_quiet_and_the_default_folder(run):
     (["--methods", "np", "np"], "methods must be different ones, got np np"),
     (["--samples", "10", "1", "10"], "samples must be different ones"),
     (["--samples", "0"], "samples must be at least 1"),
+    (["--samples", "1", "1000000000"], "samples must be at least 1 and at most 100000000, got 1 1000000000"),
     (["--samples"], "argument --samples: expected at least one argument"),
     (["--epochs", "-1"], "epochs must be at least 0"),
     (["--repeats", "0"], "repeats must be at least 1"),
@@ -234,6 +235,23 @@ def test_a_data_set_that_is_not_there(run, tmp_path):
     assert code == 2 and "python -m npref.datasets fetch cifar10" in err and err.count("\n") == 1
     assert run("--dataset", "auto", "--data-dir", tmp_path, "--samples", 1, "--out", "r")[0] == 0
     assert log_of("r")["config"]["dataset"] == "synthetic"
+    code, _, err = run("--dataset", "auto", "--data-dir", tmp_path, "--samples", 1, "--quiet", "--out", "s")
+    assert code == 0 and err.startswith("data: synthetic images with 1/f correlations (no ")  # nobody asked for them
+    assert err.endswith("; 40 training samples\n") and err.count("\n") == 1
+
+
+def test_real_targets_need_a_squared_error(run):
+    """Refused before there is a folder."""
+    arguments = ["--dataset", "synthetic-sarcos", "--arch", "sarcos", "--methods", "np", "--samples", 1]
+    code, _, err = run(*arguments)
+    assert code == 2 and "has real targets, not labels, and loss=cce needs labels: use mse or mse-mean" in err
+    assert not os.path.exists("runs")
+    assert run(*arguments, "--loss", "mse-mean")[0] == 0
+
+
+def test_a_measurement_that_cannot_begin_leaves_no_folder_of_its_own(run):
+    code, _, err = run("--dataset", "synthetic-sarcos", "--arch", "conv", "--loss", "mse", "--samples", 1)
+    assert code == 2 and err.count("\n") == 1 and os.listdir("runs") == []
 
 
 def test_an_update_that_is_not_finite_is_refused(run, monkeypatch):
@@ -283,6 +301,13 @@ def test_a_measurement_that_another_process_is_at_is_left_to_it(run):
     finally:
         runlog.unlock(held)
     assert Path("r/alignment.h5").read_bytes() == before
+
+
+def test_a_new_folder_is_taken_while_it_is_measured_in(run, monkeypatch):
+    measure, taken = example.measure, []
+    monkeypatch.setattr(example, "measure", lambda *arguments: taken.append(runlog.locked("r")) or measure(*arguments))
+    assert run("--methods", "np", "--samples", 1, "--out", "r")[0] == 0
+    assert taken == [True] and not runlog.locked("r")
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -347,6 +372,36 @@ def test_resume_measures_what_is_missing_and_keeps_the_rest(run, monkeypatch):
     assert (code, err) == (0, "") and len(done) == 8 and out.count("measured:") == 3 and "trained: np" not in out
     assert [row["angle"] for row in log_of("r")["rows"]][:10] == [-1.0] * 10
     assert numbers("r")[10:] == [pytest.approx(row, nan_ok=True) for row in numbers("whole")[10:]]
+
+
+def test_a_measurement_that_goes_on_elsewhere_says_so(run, monkeypatch):
+    arguments, environment = ["--methods", "np", "anp", "--samples", 1, "--out", "r"], example.environment
+    assert run(*arguments)[0] == 0
+    log = log_of("r")
+    runlog.write_log("r/alignment.h5", log["config"], log["environment"], log["rows"][:1], "interrupted")
+    monkeypatch.setattr(example, "environment", lambda backend: {**environment(backend), "threads": "77"})
+    code, _, err = run("--resume", "r", "--no-plot", "--quiet", tiny=False)
+    assert code == 0 and err.startswith("note: threads was ") and err.count("\n") == 1
+    assert ", now 77: angles may differ in their last digits from those kept" in err
+    kept = log_of("r")["environment"]
+    assert kept["threads"] == "77" and kept["went_on"].startswith("threads was ")
+    monkeypatch.setattr(example, "environment", lambda backend: {**environment(backend), "threads": "78"})
+    code, out, err = run("--resume", "r", "--no-plot", tiny=False)  # nothing is left to do
+    assert (code, err) == (0, "") and "threads" not in out and log_of("r")["environment"] == kept
+
+
+def test_another_kind_of_log_is_refused(run):
+    os.mkdir("r")
+    runlog.write_log("r/alignment.h5", {"method": "np"}, {}, [{"epoch": 1}], "finished")
+    code, _, err = run("--resume", "r")
+    assert code == 2 and "r/alignment.h5 is not of a measurement of angles, or of another version of npref" in err
+
+
+def test_a_stop_says_where_its_data_are(run, monkeypatch):
+    monkeypatch.setattr(example.datasets, "load", lambda name, data_dir, *limits: synthetic(40, 20))
+    monkeypatch.setattr(example, "compute_update", lambda *arguments: os.kill(os.getpid(), signal.SIGINT) or compute_update(*arguments))
+    code, _, err = run("--dataset", "cifar10", "--data-dir", "my data", "--methods", "np", "--samples", 1, 60, "--out", "r")
+    assert code == 130 and err.endswith("go on with --resume r --data-dir 'my data'\n") and err.count("\n") == 1
 
 
 def test_resume_refuses_other_data(run):

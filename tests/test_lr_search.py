@@ -1,6 +1,9 @@
 """The search for a learning rate: where it ends, what it picks, and its command line."""
 
 import math
+import os
+import re
+import signal
 from dataclasses import replace
 
 import lr_search
@@ -57,6 +60,15 @@ def test_a_factor_whose_powers_are_no_numbers(data):
     assert [row["lr"] for row in lr_search.search(CONFIG, data, 10.0, factor=1e308)] == [10]  # 1e309 is none
 
 
+def test_what_to_do_when_all_diverge(capsys, tmp_path):
+    """A decorrelated method may owe it to R."""
+    for method, more in (("np", ""), ("dnp", ", or a smaller --decor-lr")):
+        arguments = [*TINY, "--method", method, "--start", "1e38", "--no-plot", "--quiet", "--out", str(tmp_path / method)]
+        assert lr_search.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert err == f"error: every learning rate from 1e+38 on diverged: expected a stable first one, choose a smaller --start{more}\n"
+
+
 def test_divergence_ends_it(data):
     rows = list(lr_search.search(CONFIG, data, 1e35, factor=1e3))
     assert math.isnan(rows[-1]["train_loss"]) and math.isnan(rows[-1]["test_accuracy"]) and len(rows) <= 2
@@ -65,8 +77,9 @@ def test_divergence_ends_it(data):
 def test_what_speaks_against_the_best_rate():
     nan = math.nan
     assert lr_search.doubt(rows_of(3, 2, 4)) == lr_search.doubt(rows_of(3, 2, nan)) == ""
-    first = "; it is the first, a smaller --start may find a better one"
-    assert lr_search.doubt(rows_of(2, 3, nan)) == lr_search.doubt(rows_of(2)) == first
+    first, last = "; it is the first, a smaller --start may find a better one", "; it is the last, a larger --most may find a better one"
+    assert lr_search.doubt(rows_of(2, 3, nan)) == first and lr_search.doubt(rows_of(3, 2)) == last
+    assert lr_search.doubt(rows_of(2)) == first + last
     assert lr_search.doubt(rows_of(2, 2, 2)) == ("; but all have one training loss, so nothing tells them apart: take more epochs, "
                                                  "or a larger --start")
 
@@ -99,8 +112,13 @@ def test_command(tmp_path, capsys):
     out = tmp_path / "s"
     assert lr_search.main([*TINY, "--start", "1e-3", "--most", "3", "--out", str(out), "--no-plot"]) == 0
     printed = capsys.readouterr().out
-    assert "best learning rate 0.004 of 3 from 0.001 to 0.004\nlog: " in printed and printed.count("\nlr ") == 3
+    last = "; it is the last, a larger --most may find a better one"
+    assert f"best learning rate 0.004 of 3 from 0.001 to 0.004{last}\nlog: " in printed and printed.count("\nlr ") == 3
     log = read_log(out / "search.h5")
+    row = log["rows"][1]
+    assert (f"lr {row['lr']:<12.4g} train {row['train_loss']:<10.5g} test {row['test_loss']:<10.5g} accuracy "
+            f"{row['train_accuracy']:6.1%} / {row['test_accuracy']:6.1%}") in printed.splitlines()
+    assert row["train_loss"] != row["test_loss"] and row["train_accuracy"] != row["test_accuracy"]
     assert log["status"] == "finished" and [row["lr"] for row in log["rows"]] == [1e-3, 2e-3, 4e-3] and log["config"]["start"] == 1e-3
     first = log["rows"]
     assert lr_search.main([*TINY, "--start", "1e-3", "--most", "4", "--out", str(out), "--plot", "--quiet"]) == 0  # goes on
@@ -108,6 +126,25 @@ def test_command(tmp_path, capsys):
     assert log["rows"][:3] == first and len(log["rows"]) == 4
     assert (out / "search.png").stat().st_size > 5000 and (out / "search.svg").exists()
     assert capsys.readouterr().out.count("lr ") == 0
+    assert lr_search.main([*TINY, "--start", "1e-3", "--most", "4", "--out", str(out), "--no-plot"]) == 0  # nothing is left to do
+    assert capsys.readouterr().out.count("\nlr ") == 4  # the rates that it has
+
+
+@pytest.mark.parametrize("rate, words", [("1e-3", "with lr 0.001; it was the first"),
+                                         ("4e-3", "with lr 0.004; the 2 rates before it are in s: go on with the same command and --out")])
+def test_a_stop_says_at_which_rate_and_what_is_kept(tmp_path, capsys, monkeypatch, rate, words):
+    train = lr_search.train
+
+    def stopped(config, data, stop=None):
+        if config.lr == float(rate):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(config, data, stop=stop)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lr_search, "train", stopped)
+    assert lr_search.main([*TINY, "--start", "1e-3", "--out", "s", "--no-plot", "--quiet"]) == 143
+    err = capsys.readouterr().err
+    assert err.endswith(f"{words}\n") and err.count("\n") == 1, err
 
 
 def test_every_rate_is_saved_at_once(tmp_path, capsys, monkeypatch):
@@ -134,8 +171,20 @@ def test_every_rate_is_saved_at_once(tmp_path, capsys, monkeypatch):
     assert log["environment"]["samples"] == "60 + 20"
 
 
-def test_rates_are_tried_for_two_epochs_unless_told_otherwise():
+def test_rates_are_tried_for_two_epochs_unless_told_otherwise(capsys):
     assert lr_search.parse([]).epochs == 2 and lr_search.parse(["--epochs", "5"]).epochs == 5
+    with pytest.raises(SystemExit):
+        lr_search.parse(["--help"])
+    assert re.search(r"--epochs INT\s+\S[^-]*\(default: 2\)", capsys.readouterr().out)
+
+
+def test_a_stand_in_that_nobody_asked_for_is_named_even_where_it_is_quiet(tmp_path, capsys):
+    arguments = [*TINY[2:], "--most", "1", "--no-plot", "--quiet"]
+    assert lr_search.main([*arguments, "--data-dir", str(tmp_path), "--out", str(tmp_path / "s")]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("data: synthetic images with 1/f correlations (no ") and err.endswith("; 60 + 20\n") and err.count("\n") == 1
+    assert lr_search.main([*arguments, "--dataset", "synthetic", "--out", str(tmp_path / "t")]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_search_that_goes_on_elsewhere_says_so(tmp_path, capsys, monkeypatch):

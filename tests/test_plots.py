@@ -13,12 +13,12 @@ METHODS = ["np", "danp"]
 def measured():
     """A log as examples/alignment.py leaves it, with numbers that tell where they are from."""
     config = {"methods": METHODS, "samples": [1, 10], "sigma2": [1e-6, 1e-3], "epochs": [0, 5], "repeats": 3, "split": True, "arch": "fc3",
-              "dataset": "synthetic", "batch_size": 20}
+              "dataset": "synthetic", "batch_size": 1000}
     rows = [{"method": m, "sigma2": s, "samples": K, "passes": K * (m + 1), "epoch": e, "layer": l,
              "angle": (a := 80 - 5 * m - 20 * (K > 1) + 1000 * s - e - l), "angle_min": a - 1, "angle_max": a + 2, "angle_sem": 0.5,
              "bias2": 0.1 * l - 0.15, "variance": 10.0 * l + m}
             for m in (0, 1) for e in (0, 5) for s in (1e-6, 1e-3) for K in (1, 10) for l in (1, 2, 3)]
-    return {"config": config, "rows": rows}
+    return {"config": config, "environment": {"batch": "20"}, "rows": rows}
 
 
 @pytest.fixture
@@ -66,6 +66,17 @@ def test_angles_as_bars(tmp_path, monkeypatch):
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["NP", "DANP"]
     assert [bar.get_height() for bars in right.containers for bar in bars] == [11, 21]  # with the clean pass
     assert figures[0].get_suptitle() == "fc3, synthetic, epoch 5, σ² = 1e-06, K = 10, B = 20, 3 repeats"
+
+
+@pytest.mark.parametrize("options, batch, said", [
+    ({}, {}, "B = 1000"),  # an older log, without
+    ({"loss": "cce", "noise": "gaussian", "anp_norm": "network"}, {"batch": "20"}, "B = 20"),
+    ({"loss": "mse", "noise": "rademacher", "anp_norm": "layer"}, {"batch": "20"}, "loss mse, rademacher noise, norm of the layer, B = 20"),
+])
+def test_titles_say_what_is_not_the_default(undrawn, options, batch, said):
+    log = measured()
+    alignment_plots.plot_sigma2({**log, "config": log["config"] | options, "environment": batch}, "p.png")
+    assert undrawn[0].get_suptitle() == f"fc3, synthetic, epoch 0, K = 1, {said}, 3 repeats"
 
 
 def test_angles_against_sigma2_and_epochs(tmp_path, drawn):
@@ -164,6 +175,7 @@ def test_bars_have_their_rules_colour_and_hatch(undrawn):
     left, right = undrawn[0].axes
     for bars in (left.containers[1::2], right.containers):  # left, each after its error bars
         assert [{bar.get_facecolor() for bar in group} for group in bars] == [{to_rgba(plots.COLOURS[rule])} for rule in ("np", "anp")]
+        assert [{bar.get_edgecolor() for bar in group} for group in bars] == [{to_rgba("white")}, {to_rgba("black")}]  # plain, decorrelated
         assert [group[0].get_hatch() or "" for group in bars] == [alignment_plots.HATCHES[rule] for rule in ("np", "anp")]
     assert list(left.get_xticks()) == [1, 2, 3] and [text.get_text() for text in right.get_xticklabels()] == ["NP", "DANP"]
     assert len({*alignment_plots.HATCHES.values()}) == 3
