@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 
 from .. import __version__
+from ..command_line import quoted
 from ..runlog import replace_file, source_revision
 from .cases import ARRAYS, case_list, from_settings, with_inputs
 from .conventions import CONVENTIONS
@@ -45,7 +46,7 @@ def write(path, cases="*", progress=None, processes=1):
     Raises ValueError where no case matches, and FileExistsError where `path` is something else than golden vectors.
     """
     path, all_specs = Path(path), {spec[0].name: spec for spec in case_list()}
-    specs = [all_specs[name] for name in _selected(all_specs, cases, "built in")]
+    specs = [all_specs[name] for name in _selected(all_specs, cases)]
     if path.exists() and not _replaceable(path):
         raise FileExistsError(f"{path} exists and is not a file of golden vectors: choose another name")
     if not path.parent.is_dir():
@@ -135,7 +136,7 @@ def read(path, cases="*"):
     Raises ValueError for a file of another kind or version, a damaged one, and where no case matches.
     """
     with _opened(path) as file:
-        for name in _selected(json.loads(file.attrs["cases"]), cases, f"in {path}"):
+        for name in _selected(json.loads(file.attrs["cases"]), cases, path):
             try:
                 yield _read_case(file[name])
             except (KeyError, OSError) as error:
@@ -158,14 +159,14 @@ def _opened(path):
             raise ValueError(f"{path}: damaged ({error}): write it anew") from error
 
 
-def _selected(names, globs, where):
-    """The names that match a glob, in their own order. Raises ValueError for a glob that matches none, and for no glob."""
-    globs = [globs] if isinstance(globs, str) else list(globs)
+def _selected(names, globs, path=None):
+    """The names that match a glob, in their own order. Raises ValueError for a glob that matches none, and for none."""
+    globs, where = [globs] if isinstance(globs, str) else list(globs), "built in" if path is None else f"in {path}"
     if not globs:
         raise ValueError(f"no case {where} is asked for: expected a name or pattern, '*' for all")
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
-            raise ValueError(f"no case {where} matches {glob!r}: python -m npref.oracle list shows the names")
+            raise ValueError(f"no case {where} matches {glob!r}: {_names(path)}")
     return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
 
 
@@ -242,8 +243,12 @@ def list_cases(path=None):
         return [(name, json.loads(file[name].attrs["settings"])["text"]) for name in json.loads(file.attrs["cases"])]
 
 
+def _names(path=None):
+    return f"python -m npref.oracle list{'' if path is None else f' {quoted(path)}'} shows the names"
+
+
 def one_case(path, name):
     """The case of that very name, and its quantities. Raises ValueError where there is none."""
     if name not in dict(list_cases(path)):
-        raise ValueError(f"no case in {path} is named {name!r}: python -m npref.oracle list shows the names")
+        raise ValueError(f"no case in {path} is named {name!r}: {_names(path)}")
     return next(read(path, escape(name)))
