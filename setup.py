@@ -22,7 +22,7 @@ setup(
     long_description_content_type="text/markdown",
     packages=["npref", "npref.datasets", "npref.oracle"],
     python_requires=">=3.10",
-    install_requires=["numpy>=2.0", "scipy>=1.13", "h5py>=3.11"],
+    install_requires=["numpy>=2.1", "scipy>=1.13", "h5py>=3.11"],
     extras_require=extras,
     classifiers=[
         "Programming Language :: Python :: 3",
