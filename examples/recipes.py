@@ -127,18 +127,18 @@ AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options 
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
 WHY_TINY = (*AT_PAPERS_ALPHA, *variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT]),
             *variants(TINY, ("bp",), [("lr", 1e-3)]))  # the other methods' rate there
+NETWORK_NORM = (("loss", "mse"), ("optimizer", "sgd"), ("anp_norm", "network"))  # as v1's Appendix C derives it
 WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
           *variants(V1_FC3, [c.method for c in V1_FC3 if c.method not in ("np", "anp", "dinp")], [STANDARD, UNIFORM]),
           *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]),
           *variants(V1_FC3, ("bp",), [GLOROT], [STANDARD, GLOROT]),  # with which its rate is 8 times fc1's 1.02e-3, as the paper's
-          # the norm of the network, as v1's Appendix C derives it
-          *(replace(c, options=(("loss", "mse"), ("optimizer", "sgd"), ("anp_norm", "network"), STANDARD, UNIFORM))
-            for c in V1_FC3 if "anp" in c.method),
+          *(replace(c, options=(*NETWORK_NORM, STANDARD, UNIFORM)) for c in V1_FC3 if "anp" in c.method),
           # half and a quarter of the rates that a search finds: they are stable for its two epochs, but not for twenty; of DINP that
           # which one finds from 8.192e-3 on, and half of it
           *(replace(c, options=(*c.options, STANDARD, UNIFORM, ("lr", lr)), search=None)
             for c in V1_FC3 for method, lr in (("anp", 1.28e-4), ("np", 5.12e-4), ("dinp", 0.131072), ("dinp", 0.065536))
-            if c.method == method))
+            if c.method == method),
+          *(replace(c, options=(*NETWORK_NORM, STANDARD, UNIFORM, ("lr", 1.024e-3)), search=None) for c in V1_FC3 if c.method == "anp"))
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
