@@ -132,13 +132,14 @@ WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
           *variants(V1_FC3, [c.method for c in V1_FC3 if c.method not in ("np", "anp", "dinp")], [STANDARD, UNIFORM]),
           *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]),
           *variants(V1_FC3, ("bp",), [GLOROT], [STANDARD, GLOROT]),  # with which its rate is 8 times fc1's 1.02e-3, as the paper's
-          *(replace(c, options=(*NETWORK_NORM, STANDARD, UNIFORM)) for c in V1_FC3 if "anp" in c.method),
+          *(replace(c, options=(*NETWORK_NORM, STANDARD, UNIFORM)) for c in V1_FC3 if c.method == "danp"),
           # half and a quarter of the rates that a search finds: they are stable for its two epochs, but not for twenty; of DINP that
           # which one finds from 8.192e-3 on, and half of it
           *(replace(c, options=(*c.options, STANDARD, UNIFORM, ("lr", lr)), search=None)
             for c in V1_FC3 for method, lr in (("anp", 1.28e-4), ("np", 5.12e-4), ("dinp", 0.131072), ("dinp", 0.065536))
             if c.method == method),
-          *(replace(c, options=(*NETWORK_NORM, STANDARD, UNIFORM, ("lr", 1.024e-3)), search=None) for c in V1_FC3 if c.method == "anp"))
+          *(replace(c, options=(*NETWORK_NORM, STANDARD, UNIFORM, ("lr", lr)), search=None)
+            for c in V1_FC3 for lr in (2.048e-3, 1.024e-3) if c.method == "anp"))  # what a search finds, and half of it
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
