@@ -161,7 +161,7 @@ def run(args, stop):
                 say(line(row))
         write_log(path, about, env, rows, "finished")
     except Interrupted as error:
-        kept = f"the {len(rows)} rates before it are in {out}: go on with the same command and --out" if rows else "it was the first"
+        kept = f"what was tried before it is in {out}: go on with the same command and --out" if rows else "it was the first"
         raise Interrupted(f"{error} with lr {next_rate(rows, args.start, args.factor):g}; {kept}") from None
     finally:
         unlock(held)

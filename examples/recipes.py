@@ -139,7 +139,7 @@ WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
             for c in V1_FC3 for method, lr in (("anp", 1.28e-4), ("np", 5.12e-4), ("dinp", 0.131072), ("dinp", 0.065536))
             if c.method == method),
           *(replace(c, options=(*NETWORK_NORM, STANDARD, UNIFORM, ("lr", lr)), search=None)
-            for c in V1_FC3 for lr in (2.048e-3, 1.024e-3) if c.method == "anp"))  # what a search finds, and half of it
+            for c in V1_FC3 for lr in (2.048e-3, 1.024e-3, 5.12e-4) if c.method == "anp"))  # what a search finds, half of it, a quarter
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")

@@ -186,6 +186,7 @@ def test_quiet_and_the_default_folder(run):
     (["--samples"], "argument --samples: expected at least one argument"),
     (["--epochs", "-1"], "epochs must be at least 0"),
     (["--repeats", "0"], "repeats must be at least 1"),
+    (["--repeats", str(2**63)], f"repeats must be at least 1 and at most {2**63 - 1}, got {2**63}"),
     (["--split"], "split needs repeats of 2 or more, got 1"),
     (["--sigma2", "0"], "error: sigma2 must be positive and finite"),
     (["--epochs", "1", "--train-sigma2", "0"], "error: train_sigma2 must be positive and finite"),
@@ -228,6 +229,12 @@ def test_on_the_stand_in_as_on_numpy(run, fake_cupy):
     code, _, err = run(*arguments, "--backend", "cupy", "--out", "b")
     assert code == 0, err
     assert np.allclose(numbers("a"), numbers("b"), rtol=1e-3)
+
+
+@pytest.mark.parametrize("asked, measured", [(15, "15"), (50, "40")])
+def test_the_log_says_how_many_images_were_measured(run, asked, measured):
+    assert run("--methods", "np", "--samples", 1, "--batch-size", asked, "--out", "r")[0] == 0
+    assert log_of("r")["environment"]["batch"] == measured
 
 
 def test_a_data_set_that_is_not_there(run, tmp_path):

@@ -131,7 +131,8 @@ def test_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("rate, words", [("1e-3", "with lr 0.001; it was the first"),
-                                         ("4e-3", "with lr 0.004; the 2 rates before it are in s: go on with the same command and --out")])
+                                         ("4e-3", "with lr 0.004; what was tried before it is in s: go on with the same command "
+                                                  "and --out")])
 def test_a_stop_says_at_which_rate_and_what_is_kept(tmp_path, capsys, monkeypatch, rate, words):
     train = lr_search.train
 

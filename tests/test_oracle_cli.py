@@ -197,6 +197,12 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, arguments, words):
     assert code == 2 and words in err and err.count("\n") == 1, (code, out, err)
 
 
+def test_a_name_that_is_not_there_is_looked_up_in_the_same_file(capsys, tmp_path):
+    path = tmp_path / "my vectors.h5"
+    path.write_bytes(SMALL.read_bytes())
+    assert f"python -m npref.oracle list '{path}' shows the names" in run(capsys, "show", path, "nope")[2]
+
+
 def test_a_header_that_cannot_be_read_is_said_to_be_so(capsys, tmp_path):
     whole, path = SMALL.read_bytes().partition(files.SEAL)[0], tmp_path / "v.h5"  # or nothing would get as far as HDF5
     for byte in range(0, 2000, 97):  # signature, superblock, and what the root group's attributes lie in
