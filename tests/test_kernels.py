@@ -1,3 +1,11 @@
+import ctypes
+import ctypes.util
+import importlib.util
+import itertools
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -54,3 +62,44 @@ def test_many_items_take_several_kernels(device, n):
 def test_a_kernel_is_compiled_once(fake_cupy):
     kernel = kernels._kernel(fake_cupy, "sums", 3, 1, "d", "d", np.uint64, np.uint64)
     assert kernel is kernels._kernel(fake_cupy, "sums", 3, 1, "d", "d", np.uint64, np.uint64)
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    """NVIDIA's own compiler, with which CuPy compiles kernels. It needs no GPU: the package nvidia-cuda-nvrtc-cu12 is enough."""
+    spec = importlib.util.find_spec("nvidia")
+    found = [path for root in (spec.submodule_search_locations if spec else []) for path in Path(root).glob("*/lib/libnvrtc.so.*")]
+    name = found[0] if found else ctypes.util.find_library("nvrtc")
+    if name is None:
+        pytest.skip("needs NVRTC, such as of the package nvidia-cuda-nvrtc-cu12")
+    return ctypes.CDLL(str(name))
+
+
+def compile_with(nvrtc, text):
+    """What the compiler says of a kernel's text: nothing, if all is well."""
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None) == 0
+    option = ctypes.c_char_p(b"--gpu-architecture=compute_75")
+    failed = nvrtc.nvrtcCompileProgram(program, 1, ctypes.byref(option))
+    assert nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)) == 0
+    log = ctypes.create_string_buffer(size.value)
+    assert nvrtc.nvrtcGetProgramLog(program, log) == 0
+    assert nvrtc.nvrtcDestroyProgram(ctypes.byref(program)) == 0
+    return log.value.decode() or "failed" * bool(failed)
+
+
+SIGNATURE = re.compile(r"^(?:template <(.*?)>\s+)?__device__ (?:__noinline__ )?void (\w+)\(u64 i, u64 threads, ([^)]*)\)", re.M)
+
+
+@pytest.mark.parametrize("function", [name for _, name, _ in SIGNATURE.findall(kernels.CUDA)])
+def test_nvidias_compiler_takes_every_kernel_without_a_warning(nvrtc, function):
+    """For float32 and float64, also mixed, and for several layers in one kernel."""
+    [(template, parameters)] = [(t, p) for t, name, p in SIGNATURE.findall(kernels.CUDA) if name == function]
+    typenames, texts = re.findall(r"typename (\w+)", template), []
+    for letters in itertools.product("fd", repeat=len(typenames)):
+        known = {"u64": np.uint64, "double": np.float64, "double*": "d", "bool*": "?"}
+        known |= {f"{typename}*": letter for typename, letter in zip(typenames, letters)}
+        types = [known[p.replace("const", "").split()[0]] for p in parameters.split(",")]
+        kernels._kernel.__wrapped__(SimpleNamespace(RawKernel=lambda text, name: texts.append(text)), function, len(types), 0, *types * 2)
+    assert len(texts) == 2 ** len(typenames)
+    assert [compile_with(nvrtc, text) for text in texts] == [""] * len(texts)
