@@ -19,6 +19,15 @@ class Convention:
     layer_norm: bool = False  # ANP's ‖δa_l‖² for ‖δa‖², and the reverse where the case asks for the former
     norm_1: bool = False  # ‖δa‖ for ‖δa‖², of INP ‖v_l‖ for ‖v_l‖²
     mean_norm: bool = False  # the mean over the batch of ‖δa‖², of INP of ‖v_l‖², for each sample's own
+    sum_norm: bool = False  # their sum over the batch
+    every_layer: bool = False  # INP's passes have every layer's noise
+    first_noise: bool = False  # the first noise sample K times
+    slope: float | None = None  # of leaky ReLUs, for each layer's own
+    flattened_last: bool = False  # an image as (H, W, C) where a dense layer follows
+    patches_last: bool = False  # a patch as (kh, kw, C_in)
+    raw_inputs: bool = False  # the update multiplies x, not x*
+    raw_moment: bool = False  # R's rule has the moment of x, not of x*
+    R_forward: bool = True  # False: x* = x
     R_backward: bool = True  # False: g_{l-1} = f'(a_{l-1}) ⊙ W_lᵀ g_l, without R
     shared_noise: bool = False  # the first sample's noise for every sample of the batch
     batch_loss: bool = False  # δL is the difference of batch means, one number for every sample
@@ -73,6 +82,15 @@ VARIANTS = (
     (dict(layer_norm=True), "the other norm of δa: it is the whole network's, with case.anp_norm layer that of each layer by itself"),
     (dict(norm_1=True), "a norm in place of its square: ‖δa‖², of INP ‖v_l‖²"),
     (dict(mean_norm=True), "a squared norm averaged over the batch: ‖δa‖², of INP ‖v_l‖², is a number for every sample"),
+    (dict(sum_norm=True), "a squared norm summed over the batch: ‖δa‖², of INP ‖v_l‖², is a number for every sample"),
+    (dict(every_layer=True), "noise in every layer: the pass for layer l has it in layer l alone"),
+    (dict(first_noise=True), "the first noise sample in place of every one"),
+    (dict(slope=0.01), "leaky ReLUs of slope 0.01, as many libraries' are: a layer's is case.layers[l].slope"),
+    (dict(flattened_last=True), "an image flattened as (H, W, C): it is (C, H, W)"),
+    (dict(patches_last=True), "patches as (kh, kw, C_in): they are (C_in, kh, kw)"),
+    (dict(raw_inputs=True), "R is missing in the update: it multiplies x* = R x, not x"),
+    (dict(raw_moment=True), "R is missing in its own rule: the moment is of x* = R x, not of x"),
+    (dict(R_forward=False), "R is missing: W multiplies x* = R x"),
     (dict(R_backward=False), "R is missing on the way back: g_{l-1} = f'(a_{l-1}) ⊙ R_{l-1}ᵀ W_lᵀ g_l"),
     (dict(output_noise=False), "no noise on the output layer: every pre-activation is perturbed"),
     (dict(R_transposed=True), "Rᵀ in place of R: x* = R x"),

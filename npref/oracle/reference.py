@@ -75,24 +75,28 @@ def _patches(layer, shape):
     return index
 
 
-def _layouts(case):
+def _layouts(case, c):
     """unfold and unfold_adjoint for equations.py, per layer: from a layer's output as columns (n, P) to the next's patches, and back."""
     shapes = case.network.shapes
 
     def pair(layer, shape):
         if not isinstance(layer, Conv):
-            return (lambda x: x.reshape(-1, 1)), (lambda c: c.reshape(shape[0], -1))
+            if c.flattened_last:
+                return (lambda x: x.T.reshape(-1, 1)), (lambda g: g.reshape(-1, shape[0]).T)
+            return (lambda x: x.reshape(-1, 1)), (lambda g: g.reshape(shape[0], -1))
         index = _patches(layer, shape)
+        if c.patches_last:
+            index = index.reshape(shape[0], -1, index.shape[1]).swapaxes(0, 1).reshape(index.shape)
 
         def unfold(x):
             flat = x.reshape(-1).v
             return Tracked(np.concatenate([flat, np.zeros((len(flat), 1))], axis=1)[:, index], x.rng)
 
-        def unfold_adjoint(c):
-            v, size = np.zeros((2, len(c.v), np.prod(shape) + 1))
-            np.add.at(v, (slice(None), index), c.v)
-            np.add.at(size, (slice(None), index), abs(c.v))
-            return c._rounded(v[:, :-1], size[:, :-1]).reshape(shape[0], -1)
+        def unfold_adjoint(g):
+            v, size = np.zeros((2, len(g.v), np.prod(shape) + 1))
+            np.add.at(v, (slice(None), index), g.v)
+            np.add.at(size, (slice(None), index), abs(g.v))
+            return g._rounded(v[:, :-1], size[:, :-1]).reshape(shape[0], -1)
 
         return unfold, unfold_adjoint
 
@@ -115,7 +119,7 @@ def reference(case, convention=PAPER, steps=STEPS):
     W = [tracked(w.reshape(len(w), -1)) for w in case.W]
     b = [None if v is None else tracked(v[:, None]) for v in case.b]
     R = [tracked(np.eye(w.shape[1]) if r is None else r) for w, r in zip(W, case.R)]
-    layouts, out, moments = _layouts(case), {}, {}
+    layouts, out, moments = _layouts(case, c), {}, {}
     for step in range(1, max(steps) + 1):
         step_out, dR = _one_step(case, c, W, b, R, layouts, tracked)
         if step == 1:
@@ -135,8 +139,9 @@ def reference(case, convention=PAPER, steps=STEPS):
 def _one_step(case, c, W, b, R, layouts, tracked):
     """All quantities of one mini-batch, {name: Tracked}, and dR per layer."""
     (unfold, unfold_adjoint), shapes, L, B = layouts, case.network.shapes, len(W), len(case.x)
-    f, f_prime = zip(*(activation(q.activation, q.slope) for q in case.layers))
+    f, f_prime = zip(*(activation(q.activation, q.slope if c.slope is None else c.slope) for q in case.layers))
     R = [r.T for r in R] if c.R_transposed else R
+    acting = R if c.R_forward else [tracked(np.eye(r.shape[0])) for r in R]
     bias = [0.0 if v is None else v for v in b]
     t = [tracked(case.t[i][:, None]) for i in range(B)]
     units = [int(np.prod(s)) for s in shapes[1:]]
@@ -148,7 +153,10 @@ def _one_step(case, c, W, b, R, layouts, tracked):
 
     def forward(i, noise):
         x0 = tracked(case.x[i].reshape(len(case.x[i]), -1))
-        return eq.forward_pass(x0, W, R, bias, f, noise, unfold)
+        return eq.forward_pass(x0, W, acting, bias, f, noise, unfold)
+
+    def presynaptic(run, l):
+        return unfold[l](run[2][l]) if c.raw_inputs else run[0][l]
 
     clean = [forward(i, None if case.baseline is None else [columns(e[i]) for e in case.baseline]) for i in range(B)]
     judged = [loss_and_gradient(case.loss, clean[i][2][-1], t[i]) for i in range(B)]
@@ -160,18 +168,19 @@ def _one_step(case, c, W, b, R, layouts, tracked):
     out["loss"] = stack([loss for loss, _ in judged])
     terms = [[] for _ in range(L)]  # (rule, which waits for x*, and x*) of every sample and noise sample
     if case.rule == "bp":
-        back = R if c.R_backward else [tracked(np.eye(r.shape[0])) for r in R]
+        back = acting if c.R_backward else [tracked(np.eye(r.shape[0])) for r in R]
         g = [eq.gradients(judged[i][1], W, back, clean[i][1], f_prime, unfold_adjoint) for i in range(B)]
         for l in reversed(range(L)):
             out[f"g/{l}"] = stack([g[i][l] for i in range(B)])
-            terms[l] = [(partial(eq.bp_update, g[i][l]), clean[i][0][l]) for i in range(B)]
+            terms[l] = [(partial(eq.bp_update, g[i][l]), presynaptic(clean[i], l)) for i in range(B)]
     else:
         K = len(case.eps[0])
         passes = range(L) if case.rule == "inp" else (None,)  # None: noise in every layer
-        noise = {(k, i): [columns(e[k, 0 if c.shared_noise else i]) for e in case.eps] for k in range(K) for i in range(B)}
+        noise = {(k, i): [columns(e[0 if c.first_noise else k, 0 if c.shared_noise else i]) for e in case.eps]
+                 for k in range(K) for i in range(B)}
 
         def injected(k, i, p):
-            return [e if (p in (None, l) and (c.output_noise or l < L - 1)) else tracked(np.zeros(e.shape))
+            return [e if (p in (None, l) or c.every_layer) and (c.output_noise or l < L - 1) else tracked(np.zeros(e.shape))
                     for l, e in enumerate(noise[k, i])]
 
         noisy = {(k, p, i): forward(i, injected(k, i, p)) for k in range(K) for p in passes for i in range(B)}
@@ -200,11 +209,11 @@ def _one_step(case, c, W, b, R, layouts, tracked):
 
         for (k, p, i), run in noisy.items():
             for l in range(L) if p is None else (p,):
-                dL_i, e, x_star = dL[k, p, i], noise[k, i][l], (run if c.noisy_inputs else clean[i])[0][l]
+                dL_i, e, x_star = dL[k, p, i], noise[k, i][l], presynaptic(run if c.noisy_inputs else clean[i], l)
                 if c.norm_1 and case.rule != "np":
                     dL_i = dL_i * norm2(k, p, i, l) ** 0.5
-                if c.mean_norm and case.rule != "np":
-                    dL_i = dL_i * norm2(k, p, i, l) / (sum(norm2(k, p, j, l) for j in range(B)) / B)
+                if (c.mean_norm or c.sum_norm) and case.rule != "np":
+                    dL_i = dL_i * norm2(k, p, i, l) / (sum(norm2(k, p, j, l) for j in range(B)) / (B if c.mean_norm else 1))
                 rule = {
                     "np": partial(eq.np_update, dL_i, e, case.sigma2),
                     "inp": partial(eq.inp_update, root(units[l]), dL_i, e),
@@ -224,7 +233,7 @@ def _one_step(case, c, W, b, R, layouts, tracked):
 
 def _dR(c, R, clean, l, unfold):
     """R ← R - α dR."""
-    x_stars = [s[0][l] for s in clean]
+    x_stars = [unfold[l](s[2][l]) if c.raw_moment else s[0][l] for s in clean]
     if not c.scaled_decorrelation:
         return R - eq.decorrelation_update(R, x_stars, 1.0)
     part = len(clean) // 10 + 1
