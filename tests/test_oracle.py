@@ -314,4 +314,17 @@ def test_what_is_asked_for_is_there(tmp_path):
         assert [r.dtype for r in checking.check(SMALL, oracle.self, cases="hand/bp", dtypes=dtypes)] == ["float32"]
     for dtypes in ([], ["float32", "float16"], "f4"):
         with pytest.raises(oracle.CannotRun, match="dtypes must be among float64 and float32, got"):
-            next(checking.check(SMALL, oracle.self, dtypes=dtypes))
+            checking.check(SMALL, oracle.self, dtypes=dtypes)
+
+
+@pytest.mark.parametrize("arguments, error, words", [
+    (("nowhere.h5", oracle.self), FileNotFoundError, "no file nowhere.h5"),
+    ((SMALL, None), oracle.CannotRun, "an adapter must be a function of a case, got NoneType"),
+    ((SMALL, oracle.self, "keras"), oracle.CannotRun, "unknown convention"),
+    ((SMALL, oracle.self, "paper", "nope"), ValueError, "matches 'nope'"),
+    ((__file__, oracle.self), ValueError, "another kind of file"),
+])
+def test_arguments_are_judged_at_the_call(arguments, error, words):
+    """Not when the first result is asked for, which a test that never does would not see."""
+    with pytest.raises(error, match=words):
+        oracle.check(*arguments)

@@ -170,4 +170,13 @@ def test_the_papers_numbers_are_the_files_own(monkeypatch):
 
 def test_an_unknown_convention_is_refused():
     with pytest.raises(oracle.CannotRun, match="unknown convention 'keras': expected one of paper, danp_open_source, decorbp, mtj, "):
-        next(oracle.check(SMALL, oracle.self, "keras"))
+        oracle.check(SMALL, oracle.self, "keras")
+
+
+def test_a_convention_of_ones_own():
+    mine = oracle.Convention("sums", sum_W=True)
+    [result] = oracle.check(SMALL, lambda case: {"dW": [len(case.x) * d for d in oracle.self(case)["dW"]]}, mine, "danp/sgd", "float64")
+    assert result.checked == 2 and not result.wrong
+    [result] = oracle.check(SMALL, oracle.self, mine, "danp/sgd", "float64")
+    assert result.wrong == "dW/0" and result.hint == "this is the paper's number, not this convention's"
+    assert not any(r.wrong for r in oracle.check(SMALL, oracle.self, oracle.CONVENTIONS["paper"], "danp/sgd"))

@@ -3,6 +3,11 @@
     python -m npref.oracle write vectors.h5
     python -m npref.oracle check vectors.h5 --adapter my_module:my_function
 
+or in your own tests:
+
+    results = list(oracle.check("vectors.h5", my_function))           # an iterator: nothing is checked before it is asked for
+    assert not [r for r in results if r.wrong] and any(r.checked for r in results)
+
 An **adapter** is a function of one `Case`: its inputs are NumPy arrays (see `Case` for all of them), and it returns a dict with any of
 these, as arrays of NumPy, CuPy, PyTorch, JAX or TensorFlow. For a case that it does not support it returns None or raises
 NotImplementedError. Compute in the dtype of the inputs. B samples, K noise samples, L layers, P positions of a convolution's output;

@@ -67,7 +67,7 @@ def run_write(args):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    print(f"{count} cases written to {args.vectors}")
+    print(f"{count} {'case' if count == 1 else 'cases'} written to {args.vectors}")
     return 0
 
 
@@ -89,10 +89,11 @@ def run_check(args):
 
 
 def _check(args, stopping):
-    adapter, count, missing = load_adapter(args.adapter), Counter(), Counter()
+    count, missing = Counter(), Counter()
+    results = check(args.vectors, load_adapter(args.adapter), args.convention, args.cases, (args.dtype,) if args.dtype else DTYPES)
     if not args.quiet:
         print(f"{'case':40} {'dtype':8} arrays  worst error, in tolerances")
-    for r in check(args.vectors, adapter, args.convention, args.cases, (args.dtype,) if args.dtype else DTYPES):
+    for r in results:
         if stopping:
             raise KeyboardInterrupt
         verdict = "skipped" if r.skipped else "WRONG" if r.wrong else "ok"

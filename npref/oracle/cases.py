@@ -19,9 +19,10 @@ class Case:
     """What an adapter is given: one mini-batch, a network, and a rule. All arrays are NumPy arrays of `dtype`.
 
     x (B, *input_shape), t (B, n_L).  Per layer, in tuples: W (n_l, n_in) or (C_out, C_in, kh, kw), b (n_l,) or (C_out,) or
-    None, R (n_in, n_in), or None for I. A convolution's R acts on patches ordered (C_in, kh, kw). eps: the noise itself, per layer
-    (K, B, *shape of the layer's output), its sigma included; None for BP. baseline: the noise of the pass that stands in for
-    the clean one (v2 §3.4), per layer (B, *shape), or None. Every input is a float32 number, so both dtypes see the same.
+    None, R (n_in, n_in), or None for I. A convolution's R acts on patches ordered (C_in, kh, kw); a dense layer takes an image in the order
+    (C, H, W). eps: the noise itself, per layer (K, B, *shape of the layer's output), its sigma included; None for BP. baseline: the noise
+    of the pass that stands in for the clean one (v2 §3.4), per layer (B, *shape), or None. Every input is a float32 number, so both dtypes
+    see the same.
 
     layers are npref's Dense and Conv: activation and slope, bias, and for Conv channels, and kernel, stride and padding as pairs, vertical
     first; a kernel is not flipped.

@@ -5,13 +5,14 @@ import os
 import sysconfig
 import traceback
 from dataclasses import dataclass, replace
+from inspect import iscoroutine
 from pathlib import Path
 
 import numpy as np
 
 from ..backend import BACKENDS, to_host
 from ..layers import Conv
-from .conventions import CONVENTIONS
+from .conventions import CONVENTIONS, Convention
 from .files import flat, read
 from .hints import hint, shape_hint
 from .reference import STEPS, Kink, reference
@@ -19,6 +20,7 @@ from .reference import STEPS, Kink, reference
 TOLERANCE = 8  # c in |out - ref| <= c·eps·scale; npref itself stays below 3
 DTYPES = ("float64", "float32")
 NOT_THE_USERS = sysconfig.get_path("stdlib") + os.sep, str(Path(__file__).resolve().parents[1]) + os.sep  # code in these folders
+LONG = 500  # characters of an exception's text, beyond which it is cut short
 REASONED = 10  # so many differences are explained by recomputing the reference in every way; others in the ways that have fitted
 QUANTITIES = ("x_star", "a", "x", "loss", "g", "a_tilde", "noisy_loss", "dL", "da", "dW", "db", "dR",
               *(f"after_{n}/{name}" for n in STEPS for name in ("W", "b", "m_W", "v_W", "m_b", "v_b", "R")))
@@ -51,32 +53,44 @@ def load_adapter(name):
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise CannotRun(f"an adapter is named module:object, such as npref.oracle:self, got {name!r}")
+    if module.startswith(".") or module.endswith(".py") or set("/\\") & set(module):
+        where, stem = Path(module).parent, Path(module).stem
+        raise CannotRun(f"expected a module's name, got a path: in the folder {where} it is --adapter {stem}:{attribute}")
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever somebody's module raises
-        raise CannotRun(f"cannot import {module} (a module's name, without .py): {_where(error)}") from error
+        raise CannotRun(f"cannot import {module}: {_where(error)}") from error
     if not hasattr(found, attribute):
         raise CannotRun(f"module {module} has no {attribute}")
-    adapter = getattr(found, attribute)
+    return _function(getattr(found, attribute), name)
+
+
+def _function(adapter, name):
     if not callable(adapter):
         raise CannotRun(f"{name} must be a function of a case, got {type(adapter).__name__}")
     return adapter
 
 
 def check(path, adapter, convention="paper", cases="*", dtypes=DTYPES):
-    """Compare `adapter`, a function of a Case, with the file's cases: an iterator of `Result`.
+    """Compare `adapter`, a function of a Case, with the file's cases: an iterator of `Result`. convention: a name, or a `Convention`.
 
-    Raises CannotRun where the adapter raises or returns something that is not a result, and what `files.read` raises.
+    Raises CannotRun for a wrong argument and, as the iterator comes to it, where the adapter raises or returns something that is not a
+    result; and what `files.read` raises.
     """
-    if convention not in CONVENTIONS:
+    if not isinstance(convention, Convention) and convention not in CONVENTIONS:
         raise CannotRun(f"unknown convention {convention!r}: expected one of {', '.join(CONVENTIONS)}")
     dtypes = (dtypes,) if isinstance(dtypes, str) else tuple(dtypes)
     if not dtypes or not set(dtypes) <= set(DTYPES):
         raise CannotRun(f"dtypes must be among {' and '.join(DTYPES)}, got {dtypes}")
-    c, reasoned, fitted = CONVENTIONS[convention], 0, set()
-    for case, outputs in read(path, cases):
+    c = convention if isinstance(convention, Convention) else CONVENTIONS[convention]
+    return _results(read(path, cases), _function(adapter, "an adapter"), c, dtypes)
+
+
+def _results(cases, adapter, c, dtypes):
+    reasoned, fitted = 0, set()
+    for case, outputs in cases:
         reason = _outside(case, c)
-        if not reason and convention != "paper":
+        if not reason and c != CONVENTIONS["paper"]:
             outputs = expected(case, c)
             reason = "" if outputs else "by this convention a unit comes too close to its kink"
         for dtype in dtypes:
@@ -182,6 +196,8 @@ def _call(adapter, case):
 
 def _arrays(case, found, outputs):
     if not isinstance(found, dict):
+        if iscoroutine(found):
+            found.close()  # or Python warns that nobody has waited for it
         raise CannotRun(f"{case.name}: an adapter returns a dict of arrays, or None if it does not support a case, "
                         f"got {type(found).__name__}")
     arrays = {}
@@ -228,9 +244,10 @@ def to_numpy(a):
 
 
 def _where(error):
-    """An exception in one line, with the last place that it came from in a user's code, or else in any file."""
+    """An exception in one line, with the last place that it came from in a user's code, if there is one."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     users = [frame for frame in frames if not frame.filename.startswith(NOT_THE_USERS)
-             and not {"site-packages", "dist-packages"} & set(Path(frame.filename).parts)] or frames
+             and not {"site-packages", "dist-packages"} & set(Path(frame.filename).parts)]
     place = f"({users[-1].filename}:{users[-1].lineno})" if users else ""
-    return " ".join(f"{type(error).__name__}: {error} {place}".split())
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{text if len(text) <= LONG else text[:LONG] + ' ...'} {place}".rstrip()

@@ -12,6 +12,7 @@ all before it, unless some program has changed the file since: HDF5 may hang on 
 import hashlib
 import io
 import json
+import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +35,7 @@ from .reference import Kink, reference
 
 FORMAT, VERSION = "npref oracle", 1
 TRIES = 100
+HDF5 = b"\x89HDF\r\n\x1a\n"  # with which such a file begins
 SEAL = b"sha256 of all bytes before this line: "
 
 
@@ -47,10 +49,11 @@ def write(path, cases="*", progress=None, processes=1):
     """
     path, all_specs = Path(path), {spec[0].name: spec for spec in case_list()}
     specs = [all_specs[name] for name in _selected(all_specs, cases)]
-    if path.exists() and not _replaceable(path):
-        raise FileExistsError(f"{path} exists and is not a file of golden vectors: choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent}: create it first")
+    _check_writable(path)  # before the work, not after it
+    if path.exists() and not _replaceable(path):
+        raise FileExistsError(f"{path} exists and is not a file of golden vectors: choose another name, or remove it")
     image = io.BytesIO()
     with h5py.File(image, "w", libver=("v108", "v108")) as file:
         file.attrs.update(format=FORMAT, version=VERSION, npref=__version__, revision=source_revision(),
@@ -64,6 +67,17 @@ def write(path, cases="*", progress=None, processes=1):
     whole = image.getvalue()
     replace_file(path, whole, _seal(whole))
     return len(specs)
+
+
+def _check_writable(path):
+    """Raise OSError where `replace_file` could not write."""
+    beside = path.resolve()
+    beside = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
+    try:
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}: choose another folder or name") from error
 
 
 @contextmanager
@@ -133,10 +147,16 @@ def _digest(*parts):
 def read(path, cases="*"):
     """The cases whose names match a glob, or one of several: an iterator of (Case in float64, {quantity: (value, scale)}).
 
-    Raises ValueError for a file of another kind or version, a damaged one, and where no case matches.
+    Raises, at once, ValueError for a file of another kind or version, a damaged one, and where no case matches.
     """
     with _opened(path) as file:
-        for name in _selected(json.loads(file.attrs["cases"]), cases, path):
+        names = _selected(json.loads(file.attrs["cases"]), cases, path)
+    return _read_cases(path, names)
+
+
+def _read_cases(path, names):
+    with _opened(path) as file:
+        for name in names:
             try:
                 yield _read_case(file[name])
             except (KeyError, OSError) as error:
@@ -146,8 +166,10 @@ def read(path, cases="*"):
 @contextmanager
 def _opened(path):
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}: write one with python -m npref.oracle write {path}")
+        raise FileNotFoundError(f"no file {path}: write one with python -m npref.oracle write VECTORS.h5")
     whole = _whole(path)
+    if whole.startswith(HDF5) and not _opens(whole):
+        raise ValueError(f"{path}: damaged, or a part of a file only, as HDF5 cannot open it: remove it, and write it anew")
     if not _is_ours(whole):
         raise ValueError(f"{path}: expected golden vectors ({FORMAT}, version {VERSION}), got another kind of file")
     with h5py.File(io.BytesIO(whole), "r") as file:
@@ -214,6 +236,14 @@ def _replaceable(path):
         return path.is_file() and _is_ours(_whole(path))
     except ValueError:
         return True
+
+
+def _opens(whole):
+    try:
+        h5py.File(io.BytesIO(whole), "r").close()
+    except OSError:
+        return False
+    return True
 
 
 def _is_ours(whole):
