@@ -305,6 +305,8 @@ def parse(arguments):
         path = getattr(args, name)
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             parser.error(f"--{name} names a file in a folder that is there, got {path}")
+        if name == "scaling" and path is not None and path.suffix.lower() != ".png":
+            parser.error(f"--scaling names a .png file, which is what is drawn, got {path}")
         if path is not None and path.is_file() and not path.read_bytes().startswith(OURS[name]):
             parser.error(f"--{name}: {path} is there already and none of ours, remove it or name another file")
     if args.scaling is not None:
@@ -343,9 +345,11 @@ def main(arguments=None):
 def run(args, stop):
     backend = get_backend(args.backend)
     keep_freed_memory()
+    versions = {"python": platform.python_version(), "numpy": np.__version__} | {backend.name: backend.xp.__version__}
     if any(name.startswith("torch") for name in args.against):
         try:
             import torch
+            versions["torch"] = torch.__version__
         except ModuleNotFoundError:
             raise ValueError('--against torch needs PyTorch: pip install -e ".[adapters]"') from None
         if args.backend == "cupy" and not torch.cuda.is_available():
@@ -353,7 +357,7 @@ def run(args, stop):
                              "install one for your CUDA version, or leave out --against")
     if args.scaling is not None:
         plot_scaling = plotter(True).plot_scaling
-    print(f"{backend.device}; {backend.name}, NumPy {np.__version__}, {cores()} threads, Python {platform.python_version()}; "
+    print(f"{backend.device}; {', '.join(f'{name} {version}' for name, version in versions.items())}, {cores()} threads; "
           f"{args.dtype}; revision {source_revision()}", flush=True)
     rows = []
     for config in configurations(args) if args.scaling is None else scaling_configurations(args):
@@ -372,7 +376,8 @@ def run(args, stop):
           + ", ".join(f"{r.method} {r.arch} K={r.samples}: {2 * r.gmac / r.step / 1e3:.3f}" for r in rows))
     print(f"peak of this process: {peak:.0f} MB")
     if args.json:
-        report = {"device": backend.device, "numpy": np.__version__, "threads": cores(), "dtype": args.dtype, "revision": source_revision(),
+        report = {"device": backend.device, "backend": backend.name, "versions": versions, "threads": cores(), "dtype": args.dtype,
+                  "revision": source_revision(), "rounds": args.rounds, "peak_mb": peak,
                   "noise_ns": noise, "gemm_seconds": rate, "rows": [asdict(r) | {"ratio": r.ratio} for r in rows]}
         replace_file(args.json, (json.dumps(report, indent=1) + "\n").encode())
     return 0

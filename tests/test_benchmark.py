@@ -1,6 +1,7 @@
 """The benchmark: its counts by hand, its table, its mistakes. No test looks at a time."""
 
 import json
+import platform
 import re
 import signal
 import sys
@@ -265,11 +266,22 @@ def test_configurations_of_the_scaling():
         *((1, "fc3", B) for B in (250, 500, 2000, 4000)))]
 
 
+def test_somebody_elses_picture_stays(tmp_path, capsys):
+    path = tmp_path / "p.png"
+    path.write_bytes(b"not a picture")
+    with pytest.raises(SystemExit):
+        benchmark.parse(["--scaling", str(path)])
+    assert "is there already and none of ours, remove it or name another file" in capsys.readouterr().err
+
+
 def test_the_table_and_the_json(tmp_path, capsys):
     out = tmp_path / "rows.json"
     code = benchmark.main([*SMALL, "--methods", "bp", "danp", "--samples", "1", "2", "--noise", "gaussian", "rademacher",
                            "--against", "plain", "--json", str(out)])
-    text, rows = capsys.readouterr().out, json.loads(out.read_text())["rows"]
+    text, report = capsys.readouterr().out, json.loads(out.read_text())
+    rows, versions = report["rows"], {"python": platform.python_version(), "numpy": np.__version__}
+    assert text.startswith(f"{report['device']}; python {versions['python']}, numpy {np.__version__}, {report['threads']} threads; ")
+    assert report["versions"] == versions and report["backend"] == "numpy" and report["peak_mb"] > 0 and report["revision"]
     assert benchmark.parse(["--json", str(out)]).json == out  # its own may be replaced
     assert code == 0 and "standard_normal" in text and "TFLOP/s" in text and "peak of this process" in text
     assert [(r["method"], r["samples"], r["noise"]) for r in rows] == [
@@ -303,7 +315,7 @@ def test_scaling_is_drawn(tmp_path, monkeypatch, capsys):
     (["--methods", "bp", "dbp", "--samples", "10"], "--samples and --noise have no effect on bp and dbp"),
     (["--json", "nowhere/rows.json"], "--json names a file in a folder that is there, got nowhere/rows.json"),
     (["--json", __file__], "is there already and none of ours, remove it or name another file"),
-    (["--scaling", __file__], "is there already and none of ours, remove it or name another file"),
+    (["--scaling", "p.svg"], "--scaling names a .png file, which is what is drawn, got p.svg"),
     (["--scaling", "."], "--scaling names a file in a folder that is there, got ."),
     (["--backend", "cupy"], "CuPy"),
 ])
