@@ -57,7 +57,8 @@ def plot_curves(panels, path):
     panels: as tables.curves gives them. PNG at `path`, and an SVG beside it.
     """
     heights = [max(3.2, 0.2 * len(lines) + 0.6) for *_, lines in panels]  # inches, of which a line of the legend takes 0.2
-    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    longest = max(len(label) for *_, lines in panels for label, *_ in lines)
+    figure = Figure(figsize=(9 + 0.08 * max(0, longest - 20), sum(heights)), layout="constrained")  # 0.08 a letter of the legend
     grid = figure.subplots(len(panels), 2, squeeze=False, sharey="row", height_ratios=heights)
     for row, (title, quantity, lines) in zip(grid, panels):
         for axes, part, which in zip(row, ("train", "test"), (0, 1)):

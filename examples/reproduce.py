@@ -81,8 +81,8 @@ def parse(arguments):
         parser.error("--results has no effect with --own: leave one out")
     if args.command != "record" and args.results is not None and not args.results.is_dir():
         parser.error(f"--results names a folder that is there, got {args.results}")
-    if args.command != "run" and args.runs is not None and not args.runs.is_dir():
-        parser.error(f"--runs names a folder that is there, got {args.runs}")
+    if args.runs is not None and not args.runs.is_dir() and (args.command != "run" or args.runs.exists()):
+        parser.error(f"--runs names a folder{' that is there' if args.command != 'run' else ''}, got {args.runs}")
     args.runs = args.runs or Path("runs") / "reproduce"
     args.results = args.results or Path(__file__).resolve().parents[1] / "data" / "results"
     if args.command == "run" and args.synthetic and args.data_dir is not None:
@@ -116,7 +116,7 @@ def shown_logs(args):
         for recipe in recipes.values():
             for cell in recipe.cells:
                 if recipe.searches_only:
-                    found += searches_of(cell, logs) if args.command == "plot" else [search_shown(cell, logs)]
+                    found.append(search_shown(cell, logs))
                 else:
                     found += runs_of(cell, logs).values()
         kept = set(map(id, found))
@@ -288,6 +288,8 @@ def draw(args, stop):
             out.mkdir(parents=True, exist_ok=True)
             any_drawn = True
             print(f"{name}: {function(content, out / f'{name}.png')}")
+        elif args.names and any(runs_of(cell, logs) for cell in recipe.cells):
+            raise ValueError(f"nothing to draw of {name}: its runs in {places} diverged in their first epoch, or have not ended one")
         elif args.names:
             raise ValueError(f"{name} has not been run: expected runs of it in {places}; python examples/reproduce.py run {name}")
     if not args.names and not any_drawn:

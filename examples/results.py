@@ -317,8 +317,8 @@ def search_shown(cell, logs):
 
 
 def searches(cells, logs):
-    """The learning-rate searches of these cells: {name: log}, each once."""
-    found = [log for cell in cells for log in searches_of(cell, logs)]
+    """The learning-rate searches of these cells that are shown: {name: log}, each once."""
+    found = [search_shown(cell, logs) for cell in cells]
     return {name: log for name, log in logs.items() if any(log is other for other in found)}
 
 

@@ -44,8 +44,7 @@ def cell_line(cell, runs):
     config = logs[0]["config"]
     if config["dataset"] != cell.dataset:
         notes.append(f"on {config['dataset']}")
-    if config["limit_train"] or config["limit_test"] or config["dataset"] == "tiny-imagenet":
-        notes.append(samples(logs[0]))
+    notes += [part] if (part := part_of_data(logs[0])) else []
     backends = sorted({log["config"]["backend"] for log in ended or logs})
     notes += [f"on {' and '.join(backends)}"] if backends != ["numpy"] else []
     if cell.search is not None:
@@ -67,6 +66,12 @@ def cell_line(cell, runs):
         reached = next((str(epoch) for epoch, accuracy in enumerate(means[0], 1) if round(accuracy, 1) >= cell.paper[0]), "never")
     return (f"| {cell.arch} | {label(cell)} | {paper} | {spread(train)} | {spread(test)} | {difference} | {peaks} | "
             f"{len(runs) - left_out} | {epochs} | {reached} | {'; '.join(notes)} |")
+
+
+def part_of_data(log):
+    """How much of the data a run had, where it may not have been all."""
+    config = log["config"]
+    return samples(log) if config["limit_train"] or config["limit_test"] or config["dataset"] == "tiny-imagenet" else ""
 
 
 def rate_line(cell, logs):
@@ -110,8 +115,9 @@ def label(cell):
     """A cell's name in tables and legends."""
     words = {"noisy_baseline": "noisy baseline", "samples": "K = {}", "bias": "biases", "init": "{} weights", "inputs": "{} inputs",
              "optimizer": "{}", "loss": "{} loss", "anp_norm": "norm of the {}", "lr": "lr {:g}", "decor_lr": "α = {:g}"}
-    told = [(name, value) for name, value in cell.options if cell.search is None  # what all cells whose rate is searched share is not
-            or name not in ("loss", "optimizer") and (name, value) != ("anp_norm", "layer")]
+    shared = cell.search is not None or ("optimizer", "sgd") in cell.options  # by all cells of such recipes, and so not told
+    told = [(name, value) for name, value in cell.options
+            if not shared or name not in ("loss", "optimizer") and (name, value) != ("anp_norm", "layer")]
     return ", ".join([cell.method.upper(), *(words.get(name, name + " {}").format(value) for name, value in told)])
 
 
@@ -146,7 +152,8 @@ def curves(cells, logs):
         emphasis = 0.35 + 0.65 * math.log(k) / math.log(most) if k < most and cell.method not in ("bp", "dbp") else 1.0
         emphasis = "noisy" if "noisy_baseline" in options else emphasis
         quantity = figures(runs[0])[0]
-        panels.setdefault((cell.arch, runs[0]["config"]["dataset"], quantity), []).append(
-            (label(cell) + (f", {len(runs)} of {len(found)} seeds" if len(runs) < len(found) else ""), cell.method, emphasis,
-             [figures(log)[1:] for log in runs]))
-    return [(f"{arch}, {dataset}", quantity, lines) for (arch, dataset, quantity), lines in panels.items()]
+        text = label(cell) + (f", {len(runs)} of {len(found)} seeds" if len(runs) < len(found) else "")
+        text += ", diverged" * any(log["status"].startswith("diverged") for log in runs)
+        data = ",\n".join([runs[0]["config"]["dataset"], *filter(None, [part_of_data(runs[0])])])
+        panels.setdefault((cell.arch, data, quantity), []).append((text, cell.method, emphasis, [figures(log)[1:] for log in runs]))
+    return [(f"{arch}, {data}", quantity, lines) for (arch, data, quantity), lines in panels.items()]

@@ -153,7 +153,7 @@ def test_divergence_is_recorded_and_the_rest_goes_on(run, monkeypatch):
     assert "1 of 1" not in out
     code, out, _ = run("run", "mine", *SMALL)
     assert code == 0 and "2 of 2 runs are done already" in out
-    assert "| fc1 | BP, sgd, lr 1e+38 | 1 / 2 | diverged | diverged | | | 1 | 0 | |" in run("table", "mine")[1]
+    assert "| fc1 | BP, lr 1e+38 | 1 / 2 | diverged | diverged | | | 1 | 0 | |" in run("table", "mine")[1]
 
 
 def test_a_divergence_after_the_epochs_that_count(run, monkeypatch, tmp_path):

@@ -243,12 +243,15 @@ def test_train_and_test_curves(tmp_path, figures):
 
 @pytest.mark.parametrize("count", [1, 13, 40])
 def test_a_long_legend_fits(tmp_path, figures, count):
-    lines = [(f"NP, variant {i}", "np", 1.0, [([1, 2], [3, 4])]) for i in range(count)]
+    words = "standard inputs, padding 1, uniform weights, lr 0.0005" if count > 5 else "variant"
+    lines = [(f"NP, {words} {i}", "np", 1.0, [([1, 2], [3, 4])]) for i in range(count)]
     plots.plot_curves([("fc1", "accuracy", lines), ("fc3", "accuracy", lines[:1])], tmp_path / "p.png")
     figure = figures[0]
+    figure.set_dpi(120)  # as it was drawn with: letters are not as wide at another
     for axes in figure.axes[1::2]:
         legend = axes.get_legend().get_window_extent()
         assert 0 <= legend.y0 and legend.y1 <= figure.bbox.height and legend.x1 <= figure.bbox.width
+    assert all(axes.get_window_extent().width > 2.5 * figure.dpi for axes in figure.axes)
     assert all(axes.get_window_extent().height > 0.5 * 3.2 * figure.dpi for axes in figure.axes)
 
 

@@ -257,6 +257,7 @@ def test_the_pictures_are_the_same_every_time(run, tmp_path):
     (["run", "v1-table2", "--epochs", "3"], "--epochs 3 has no effect on a search for learning rates, which tries each for 2: leave it"),
     (["run", "v1-table2", "--samples", "7"], "no cell of v1-table2 is left by --methods, --archs and --samples: nothing to run"),
     (["table", "v1-table2", "v2-figure2", "--until", "1"], "--until has no effect on searches for learning rates and measurements"),
+    (["run", "v2-table3", "--runs", __file__], f"--runs names a folder, got {__file__}"),
     (["record", "--runs", "nowhere"], "--runs names a folder that is there, got nowhere"),
     (["list", "--runs", "nowhere"], "--runs names a folder that is there, got nowhere"),
     (["run", "v2-figure2", "--seeds", "1"], "--seeds has no effect on a measurement of angles"),
@@ -480,11 +481,21 @@ def test_own_searches_that_are_not_shown_are_told_of(run, tmp_path, monkeypatch)
     err = run("table", "mine")[2]
     assert f"that are not shown: 1, such as {own.name}; others" in err and err.count("\n") == 1
     assert run("table", "mine", "--own")[2] == ""
-    assert run("plot", "mine")[2] == ""  # a picture has all searches
+    assert run("plot", "mine")[2] == err  # a picture has what a table has
     results.write_text(tmp_path / "results/logs" / f"{results.run_name(replace(config, epochs=1))}.tsv", {
         "config": asdict(replace(config, epochs=1)), "environment": {}, "status": "finished",
         "rows": [{"epoch": 1} | {name: 1.0 for name in rows[0] if name != "lr"}]})  # in whose place the own one would not be shown
     assert "not shown: 1, such as search-" in run("table", "mine")[2]
+
+
+def test_a_plot_of_what_diverged_at_once_says_so(run, tmp_path, monkeypatch):
+    recipe(monkeypatch, Cell("bp", "fc1"), figure="plot_curves")
+    config = results.cell_config(Cell("bp", "fc1"), "cifar10", epochs=1)
+    folder = tmp_path / "runs/reproduce" / results.run_name(config)
+    folder.mkdir(parents=True)
+    write_log(folder / "log.h5", asdict(config), {}, [], "diverged: bp diverged in epoch 1")
+    code, _, err = run("plot", "mine")
+    assert code == 2 and "nothing to draw of mine: its runs in runs/reproduce or " in err and "diverged in their first epoch" in err
 
 
 def test_a_plot_of_nothing_makes_no_folder(run, tmp_path):

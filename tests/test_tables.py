@@ -53,17 +53,27 @@ def test_runs_as_long_as_most():
     line = tables.cell_line(cell, logs)
     assert "| 30.0 (10.0 to 40.0) | 30.0 (10.0 to 40.0) | -8.2 |" in line and "| 3 | 2 to 4 |" in line and "left out" not in line
     (name, _, _, drawn), = tables.curves([cell], logs)[0][2]
-    assert name == "NP" and len(drawn) == 3
+    assert name == "NP, diverged" and len(drawn) == 3
+
+
+def test_curves_of_part_of_the_data_have_a_panel_of_their_own():
+    cells = [Cell(method, "fc1") for method in ("np", "bp")]
+    logs = {results.run_name(c): log_of(c, [1.0]) for c in (config_of("np"), config_of("bp", limit_train=2000))}
+    logs[list(logs)[1]]["environment"] = {"samples": "2000 of 50000 + 10000 of 10000"}
+    assert [(title, [name for name, *_ in lines]) for title, _, lines in tables.curves(cells, logs)] == [
+        ("fc1, cifar10", ["NP"]), ("fc1, cifar10,\n2000 of 50000 + 10000 of 10000", ["BP"])]
 
 
 def test_what_tells_cells_apart():
-    """All that differs between the cells of a recipe; a loss and an optimiser that all cells of a searched table share do not."""
+    """All that differs between the cells of a recipe; v1's loss and optimiser, which all cells of its tables share, do not."""
     v1, tiny = Cell("danp", "fc3", options=(("loss", "mse"), ("optimizer", "sgd"), ("anp_norm", "layer"), ("inputs", "standard"),
                                             ("init", "uniform")), search=1e-6), Cell("bp", "fc1", options=(("optimizer", "adam-eps-hat"),))
     assert tables.label(v1) == "DANP, standard inputs, uniform weights" and tables.label(tiny) == "BP, adam-eps-hat"
     network = tuple((name, "network" if name == "anp_norm" else value) for name, value in v1.options)
     assert tables.label(replace(v1, options=network)) == "DANP, norm of the network, standard inputs, uniform weights"
-    assert tables.label(replace(v1, search=None)) == "DANP, mse loss, sgd, norm of the layer, standard inputs, uniform weights"
+    assert tables.label(replace(v1, search=None)) == "DANP, standard inputs, uniform weights"
+    adam = replace(v1, search=None, options=(("loss", "mse"), *v1.options[2:]))
+    assert tables.label(adam) == "DANP, mse loss, norm of the layer, standard inputs, uniform weights"
     for name, recipe in RECIPES.items():
         rows = [(cell.arch, tables.label(cell)) for cell in recipe.cells]
         assert len(set(rows)) == len(rows), name
