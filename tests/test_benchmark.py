@@ -203,6 +203,20 @@ def test_a_device_computes_both_halves_and_is_not_waited_for_at_once(stated, fak
     assert waited == [0, 1, 2, 3, 4, 5, 0, 1]  # four steps behind
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_have_the_steps_dtype(stated, monkeypatch, capsys, dtype):
+    """The floor's, and those of 4096, of which a small one stands in here."""
+    asked, Floor = [], benchmark.Floor
+
+    def floor(xp, listed, dtype):
+        asked.append(dtype)
+        return Floor(xp, listed if listed[0][2] != 4096 else [("", "nn", 1, 1, 1)], dtype)
+
+    monkeypatch.setattr(benchmark, "Floor", floor)
+    assert benchmark.main([*SMALL, "--methods", "danp", "--dtype", dtype]) == 0
+    assert asked == [dtype] * 2 and {a.dtype for call in stated[0][0]["floor"].calls for a in call[1:]} == {np.dtype(dtype)}
+
+
 def test_noise_samples_that_do_not_fit_are_apart_in_the_floor(stated, monkeypatch):
     monkeypatch.setattr(benchmark, "samples_budget", lambda xp: 0)
     row = benchmark.measure(Config(method="anp", arch="sarcos", samples=3, batch_size=8), get_backend(), 1, shares=False)
@@ -239,6 +253,11 @@ def test_the_parts_do_what_a_step_does(method, monkeypatch):
     done.clear()
     training_step(config, CONV, state, x, t, 0)
     assert of_parts == dict(done) and parts["R products"] == "the part R"
+    called = []
+    monkeypatch.setattr(benchmark, "adam_step", lambda parameters, updates, *more: called.append((len(parameters), len(updates))))
+    monkeypatch.setattr(benchmark, "decorrelation_step", lambda Rs, trace, alpha: called.append([R is not None for R in Rs]))
+    parts["optimiser"](), parts["decorrelation"]()
+    assert called == [(len(CONV.layers),) * 2, [method.startswith("d")] * len(CONV.layers)]
 
 
 def test_the_noise_that_is_timed(monkeypatch):

@@ -286,6 +286,15 @@ def test_results_that_are_read_are_there(run, tmp_path):
     assert run("record")[0] == 0
 
 
+def test_each_kind_of_job_has_the_backend_that_is_asked_for(run, monkeypatch):
+    """(Which no machine needs to have, as nothing is run.)"""
+    monkeypatch.setattr("reproduce.get_backend", lambda name: None)
+    for name, script in (("v2-figure3", "cifar10.py"), ("v1-table2", "lr_search.py"), ("v2-figure2", "alignment.py")):
+        code, out, err = run("run", name, "--synthetic", "--dry-run", "--backend", "cupy")
+        commands = [line for line in out.splitlines() if line.startswith("python ")]
+        assert code == 0 and commands and all(f"examples/{script} " in line and "--backend cupy" in line for line in commands), (out, err)
+
+
 def test_what_there_is_nothing_to_run_for(run):
     for name, text in NOT_RUN.items():
         assert run("run", name)[:2] == (0, f"{name}: nothing to run, {text}\n")

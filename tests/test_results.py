@@ -72,6 +72,11 @@ def test_a_log_as_text(tmp_path):
         results.write_text(tmp_path / "a.tsv", {**log, "config": config, "rows": rows})
         with pytest.raises(ValueError, match=rf"a.tsv: damaged \(without {words}\); take a copy of it"):
             results.read_text(tmp_path / "a.tsv")
+    results.write_text(tmp_path / "a.tsv", log)
+    text = (tmp_path / "a.tsv").read_text()
+    (tmp_path / "a.tsv").write_text(text.rpartition("\t")[0] + "\n")  # the last line has lost a column
+    with pytest.raises(ValueError, match="a.tsv: damaged .zip.. argument 2 is shorter than argument 1"):
+        results.read_text(tmp_path / "a.tsv")
     angles = dict.fromkeys(("methods", "arch", "dataset", "limit_train", "loss", "repeats", "epochs", "sigma2", "samples"))
     for name in set(ANGLE) - {"angle", "layer"}:
         results.write_text(tmp_path / "a.tsv", {**log, "config": angles, "rows": [{k: v for k, v in ANGLE.items() if k != name}]})
