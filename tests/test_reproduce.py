@@ -109,6 +109,8 @@ def test_what_is_recorded_stays(run, tmp_path):
     assert run("record")[1].startswith("1 runs recorded in") and (tmp_path / "results/runs.tsv").read_text() == before
     put("cifar10-fc1-bp-s0", 3, "finished")
     assert run("record")[0] == 0 and (tmp_path / "results/runs.tsv").read_text() != before
+    put("cifar10-fc1-dbp-s0", 1, "diverged: dbp diverged in epoch 2", method="dbp")
+    assert run("record")[1].startswith("2 runs recorded in") and "diverged" in (tmp_path / "results/runs.tsv").read_text()
     before = (tmp_path / "results/runs.tsv").read_text()
     put("cifar10-fc1-bp-s0", 2, "finished")  # a shorter one is none to put in its place
     assert ", 1 shorter than recorded ones" in run("record")[1] and (tmp_path / "results/runs.tsv").read_text() == before

@@ -161,6 +161,14 @@ def test_the_papers_numbers():
         "np": None, "dnp": 1e-4, "anp": None, "danp": 1e-4, "bp": None, "dbp": None}
 
 
+def test_the_papers_seeds_and_pictures():
+    assert {name for name, recipe in RECIPES.items() if recipe.seeds == 5} == {"v1-table3", "v1-figure2", "v1-figure3", "v1-figure4"}
+    assert {name for name, recipe in RECIPES.items() if recipe.search_seeds == 3} == {"v2-figure8", "v1-figure7"}
+    assert {name: recipe.figure for name, recipe in RECIPES.items() if recipe.alignment} == {
+        "v2-figure2": "plot_alignment", "v2-figure6": "plot_alignment", "v2-figure7": "plot_sigma2", "v1-figure6": "plot_sigma2",
+        "v1-figure1": "plot_angles"}
+
+
 def test_the_first_version_measures_angles_with_its_own_loss():
     for name, recipe in RECIPES.items():
         if recipe.alignment:
@@ -204,9 +212,11 @@ def test_the_best_data_there_are():
     runs = {name: log_of(results.cell_config(cell, name, lr=1.0), [10.0]) for name in reversed(results.STAND_INS["sarcos"])}
     for name in ("sarcos-dedup", "sarcos", "sarcos-split-test", "synthetic-sarcos"):
         assert results.runs_of(cell, runs) == {0: runs.pop(name)}
-    angles = {limit: {"config": {"dataset": "cifar10", "limit_train": limit}, "status": "finished"} for limit in (100, 2000, None)}
-    for limit in (None, 2000, 100):
-        assert results.alignment_of("v2-figure7", {f"alignment-v2-figure7-{n}": log for n, log in angles.items()}) == angles.pop(limit)
+    order = [("cifar10", None), ("cifar10", 2000), ("cifar10", 100), ("synthetic", None)]
+    angles = {f"alignment-v2-figure7-{name}-{limit}": {"config": {"dataset": name, "limit_train": limit}, "status": "finished"}
+              for name, limit in reversed(order)}
+    for name, limit in order:
+        assert results.alignment_of("v2-figure7", angles) == angles.pop(f"alignment-v2-figure7-{name}-{limit}")
 
 
 def test_how_complete_the_data_were():
