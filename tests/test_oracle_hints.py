@@ -406,6 +406,14 @@ def flattened_last(case):
     return {"x_star": [None, x.transpose(0, 2, 3, 1).reshape(len(x), -1) @ case.R[1].T]}
 
 
+def flattened_last_on_the_way_back(case):
+    """The first layer's BP update then; it is that of weights whose columns stand in the other order."""
+    order = np.arange(case.W[1].shape[1]).reshape(case.network.shapes[1]).transpose(1, 2, 0).ravel()
+    W = np.empty_like(case.W[1])
+    W[:, order] = case.W[1]
+    return {"dW": [oracle.self(replace(case, W=(case.W[0], W)))["dW"][0]]}
+
+
 def patches_last(case):
     x = raw(case)[0]  # (B, C kh kw, P)
     C = case.input_shape[0]
@@ -431,6 +439,7 @@ SLOPE = "leaky ReLUs of slope 0.01, as many libraries' are: a layer's is case.la
     ("anp/dense2-bias-k3", sloping, "x/0", SLOPE),
     ("dbp/conv-dense-bias", kinds(sloping, "dW"), "dW/0", SLOPE),
     ("danp/conv-stride-bias-k3", flattened_last, "x_star/1", "an image flattened as (H, W, C): it is (C, H, W)"),
+    ("bp/conv-stride-bias", flattened_last_on_the_way_back, "dW/0", "an image flattened as (H, W, C): it is (C, H, W)"),
     ("danp/conv-stride-bias-k3", patches_last, "x_star/0", "patches as (kh, kw, C_in): they are (C_in, kh, kw)"),
     ("bp/dense2-bias", lambda case: {"g": [golden(case.name)[1][f"g/{l}"][0] / 4 for l in (0, 1)]}, "g/1",
      "divided by the batch: g is each sample's own, not of the mean loss"),
