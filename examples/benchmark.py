@@ -49,7 +49,7 @@ SHAPES = {"conv-tiny": ((3, 64, 64), 200), "sarcos": ((21,), 7)}  # of inputs, a
 AGAINST = ("plain", "torch", "torch-algebra", "torch-compile")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """One line of the table; seconds are medians, memory is in MB (10^6 bytes)."""
 

@@ -5,7 +5,8 @@
 
 or in your own tests:
 
-    results = list(oracle.check("vectors.h5", my_function))           # an iterator: nothing is checked before it is asked for
+    from npref import oracle
+    results = list(oracle.check("vectors.h5", my_function))           # an iterator: a case is checked when its result is asked for
     assert not [r for r in results if r.wrong] and any(r.checked for r in results)
 
 An **adapter** is a function of one `Case`: its inputs are NumPy arrays (see `Case` for all of them), and it returns a dict with any of
