@@ -194,6 +194,7 @@ def test_check_prints_a_table_and_tells_by_its_exit_code(capsys):
      "expected a module's name, got a path: in the folder . it is --adapter test_oracle_cli:broken"),
     (["check", SMALL, "--adapter", "a/b/mine.py:f"], "got a path: in the folder a/b it is --adapter mine:f"),
     (["check", SMALL, "--adapter", "mine.py:f"], "got a path: in the folder . it is --adapter mine:f"),
+    (["check", SMALL, "--adapter", "..mine:f"], "got a path: in the folder . it is --adapter mine:f"),
     (["check", SMALL, "--adapter", "test_oracle_cli:wordy"], "ValueError: " + "word " * 97 + "wor ... (" + __file__),
     (["list", __file__], "got another kind of file"),
     (["show", SMALL, "nope"], "no case in"), (["show", SMALL, "hand/*"], f"is named 'hand/*': python -m npref.oracle list {SMALL} shows"),

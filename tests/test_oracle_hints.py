@@ -127,6 +127,8 @@ def test_hints_tell_the_papers_number_under_another_convention(monkeypatch):
         raise Kink
     monkeypatch.setattr("npref.oracle.hints.reference", kink)
     assert hint(case, CONVENTIONS["mtj"], "dW/0", 7 * value, value, 1e-13 * scale) == "off by the constant factor 7"
+    value, scale = golden("danp/sgd")[1]["dR/0"]
+    assert hint(case, CONVENTIONS["paper"], "dR/0", value + 1, value, 1e-13 * scale) == ""
 
 
 def test_agreement_is_within_four_tolerances():

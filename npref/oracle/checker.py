@@ -54,8 +54,8 @@ def load_adapter(name):
     if not module or not attribute:
         raise CannotRun(f"an adapter is named module:object, such as npref.oracle:self, got {name!r}")
     if module.startswith(".") or module.endswith(".py") or set("/\\") & set(module):
-        where, stem = Path(module).parent, Path(module).stem
-        raise CannotRun(f"expected a module's name, got a path: in the folder {where} it is --adapter {stem}:{attribute}")
+        bare = Path(module).name.removesuffix(".py").lstrip(".")
+        raise CannotRun(f"expected a module's name, got a path: in the folder {Path(module).parent} it is --adapter {bare}:{attribute}")
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever somebody's module raises

@@ -83,7 +83,12 @@ def _decorrelation(case, convention, name, out, value, tolerance, rerun, right):
     kind, _, l = name.partition("/")
     if kind != "dR" or not (rerun or f"x_star/{l}" in right) or convention.R_transposed or convention.scaled_decorrelation:
         return ""
-    x_star = right[f"x_star/{l}"][0] if f"x_star/{l}" in right else _rerun(case, convention, name)[f"x_star/{l}"].value
+    if f"x_star/{l}" in right:
+        x_star = right[f"x_star/{l}"][0]
+    elif (run := _rerun(case, convention, name)):
+        x_star = run[f"x_star/{l}"].value
+    else:
+        return ""
     R = np.eye(x_star.shape[1]) if case.R[int(l)] is None else case.R[int(l)].astype(float)
     rows = x_star.swapaxes(1, -1).reshape(-1, x_star.shape[1])  # (B*P, n_in)
     moment = rows.T @ rows / len(rows)
@@ -110,7 +115,7 @@ def _step(case, convention, name, out, value, tolerance, rerun, right):
         return "as it was before the step"
     if _agree(change, -expected, tolerance):
         return "the sign of its change: an update is subtracted"
-    if kind == "R" and _agree(change, case.lr / case.alpha * expected, tolerance):
+    if kind == "R" and case.lr != case.alpha and _agree(change, case.lr / case.alpha * expected, tolerance):
         return "lr in place of alpha, which is R's own rate"
     if kind != "R" and case.optimizer != "sgd":  # Adam's first step has about lr's size, whatever dW has
         return ""
