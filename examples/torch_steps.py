@@ -1,11 +1,11 @@
 """The same training steps in PyTorch, for examples/benchmark.py to time npref against, on the CPU or on an NVIDIA GPU.
 
 `torch` is written as PyTorch's users write it: the clean pass and all noisy passes stacked in one batch, an update product for each noise
-sample, autograd for BP and for a convolution's update, torch.optim.Adam, the moment times R. `torch-compile` is that, compiled. `torch-
-algebra` shares what npref shares: noisy passes start where their noise does and multiply by A = W R (always formed here), x* is left out
-where npref leaves it out, K errors are summed before one product, R in its cheap form, the optimiser fused; all K noise samples are held at
-once. Only DBP's errors go through W, then R, as autograd takes them, where npref's go through A. Before it is timed, each must give npref's
-numbers (`check`, on the CPU). On a GPU convolutions are kept from TF32, as npref's products are: it buries δL.
+sample, autograd for BP and for a convolution's update, torch.optim.Adam, the moment times R. `torch-compile` is that, compiled.
+`torch-algebra` shares what npref shares: noisy passes start where their noise does and multiply by A = W R (always formed here), x* is left
+out where npref leaves it out, K errors are summed before one product, R in its cheap form, the optimiser fused; all K noise samples are
+held at once. Only DBP's errors go through W, then R, as autograd takes them, where npref's go through A. Before it is timed, each must give
+npref's numbers (`check`, on the CPU). On a GPU convolutions are kept from TF32, as npref's products are: it buries δL.
 """
 
 from dataclasses import replace

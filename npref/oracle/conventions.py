@@ -22,6 +22,7 @@ class Convention:
     sum_norm: bool = False  # their sum over the batch
     every_layer: bool = False  # INP's passes have every layer's noise
     first_noise: bool = False  # the first noise sample K times
+    baseline: bool = True  # False: without the baseline's noise
     slope: float | None = None  # of leaky ReLUs, for each layer's own
     flattened_last: bool = False  # an image as (H, W, C) where a dense layer follows
     patches_last: bool = False  # a patch as (kh, kw, C_in)
@@ -85,6 +86,7 @@ VARIANTS = (
     (dict(sum_norm=True), "a squared norm summed over the batch: ‖δa‖², of INP ‖v_l‖², is a number for every sample"),
     (dict(every_layer=True), "noise in every layer: the pass for layer l has it in layer l alone"),
     (dict(first_noise=True), "the first noise sample in place of every one"),
+    (dict(baseline=False), "the baseline's noise is left out: with case.baseline a noisy pass takes the clean one's place"),
     (dict(slope=0.01), "leaky ReLUs of slope 0.01, as many libraries' are: a layer's is case.layers[l].slope"),
     (dict(flattened_last=True), "an image flattened as (H, W, C): it is (C, H, W)"),
     (dict(patches_last=True), "patches as (kh, kw, C_in): they are (C_in, kh, kw)"),

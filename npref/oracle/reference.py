@@ -158,7 +158,8 @@ def _one_step(case, c, W, b, R, layouts, tracked):
     def presynaptic(run, l):
         return unfold[l](run[2][l]) if c.raw_inputs else run[0][l]
 
-    clean = [forward(i, None if case.baseline is None else [columns(e[i]) for e in case.baseline]) for i in range(B)]
+    baseline = case.baseline if c.baseline else None
+    clean = [forward(i, None if baseline is None else [columns(e[i]) for e in baseline]) for i in range(B)]
     judged = [loss_and_gradient(case.loss, clean[i][2][-1], t[i]) for i in range(B)]
     out = {}
     for l in range(L):
