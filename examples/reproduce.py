@@ -288,8 +288,8 @@ def draw(args, stop):
             out.mkdir(parents=True, exist_ok=True)
             any_drawn = True
             print(f"{name}: {function(content, out / f'{name}.png')}")
-        elif args.names and any(runs_of(cell, logs) for cell in recipe.cells):
-            raise ValueError(f"nothing to draw of {name}: its runs in {places} diverged in their first epoch, or have not ended one")
+        elif args.names and not recipe.searches_only and any(runs_of(cell, logs) for cell in recipe.cells):
+            raise ValueError(f"nothing to draw of {name}: its runs in {places} diverged in their first epoch")
         elif args.names:
             raise ValueError(f"{name} has not been run: expected runs of it in {places}; python examples/reproduce.py run {name}")
     if not args.names and not any_drawn:

@@ -202,6 +202,12 @@ def unlock(file):
     file.close()
 
 
+def temporary_of(path):
+    """Where a file is written before it takes its place: beside it, or beside what a link leads to."""
+    path = Path(os.path.realpath(path))
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def replace_file(path, *parts):
     """Put the bytes of `parts` in a file's place, all or nothing: written beside it, flushed to the disk, and renamed.
 
@@ -215,8 +221,7 @@ def replace_file(path, *parts):
             error.filename = error.filename or str(path)
             raise
         return
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path, temporary = Path(os.path.realpath(path)), temporary_of(path)
     try:
         with open(temporary, "wb") as raw:
             raw.writelines(parts)

@@ -507,6 +507,8 @@ def test_a_plot_of_what_diverged_at_once_says_so(run, tmp_path, monkeypatch):
     write_log(folder / "log.h5", asdict(config), {}, [], "diverged: bp diverged in epoch 1")
     code, _, err = run("plot", "mine")
     assert code == 2 and "nothing to draw of mine: its runs in runs/reproduce or " in err and "diverged in their first epoch" in err
+    recipe(monkeypatch, Cell("bp", "fc1"), searches_only=True, figure="plot_searches")  # of which a training run is none
+    assert "mine has not been run" in run("plot", "mine")[2]
 
 
 def test_a_plot_of_nothing_makes_no_folder(run, tmp_path):

@@ -12,7 +12,6 @@ all before it, unless some program has changed the file since: HDF5 may hang on 
 import hashlib
 import io
 import json
-import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +27,7 @@ import numpy as np
 
 from .. import __version__
 from ..command_line import quoted
-from ..runlog import replace_file, source_revision
+from ..runlog import replace_file, source_revision, temporary_of
 from .cases import ARRAYS, case_list, from_settings, with_inputs
 from .conventions import CONVENTIONS
 from .reference import Kink, reference
@@ -71,11 +70,10 @@ def write(path, cases="*", progress=None, processes=1):
 
 def _check_writable(path):
     """Raise OSError where `replace_file` could not write."""
-    beside = path.resolve()
-    beside = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
-        beside.touch()
-        beside.unlink()
+        temporary.touch()
+        temporary.unlink()
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}: choose another folder or name") from error
 
@@ -149,13 +147,15 @@ def read(path, cases="*"):
 
     Raises, at once, ValueError for a file of another kind or version, a damaged one, and where no case matches.
     """
+    found = _cases(path, cases)
+    next(found)
+    return found
+
+
+def _cases(path, cases):
     with _opened(path) as file:
         names = _selected(json.loads(file.attrs["cases"]), cases, path)
-    return _read_cases(path, names)
-
-
-def _read_cases(path, names):
-    with _opened(path) as file:
+        yield  # so far `read` goes by itself
         for name in names:
             try:
                 yield _read_case(file[name])
