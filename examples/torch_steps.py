@@ -231,9 +231,10 @@ def step(name, config, network, params, x, t, threads, device="cpu"):
 
     def run():
         with device:
-            for w, d in zip(net.W, update()):
-                w.grad = d
-            optimizer.step()
+            dW = update()
+        for w, d in zip(net.W, dW):
+            w.grad = d
+        optimizer.step()  # not in there, where Adam would make its counters on the device, and wait for each of them in every step
 
     return run
 

@@ -115,10 +115,15 @@ def test_how_each_form_is_run(name, fused, compiled, monkeypatch):
 
 
 def test_a_step_is_on_its_device(monkeypatch):
+    """All but Adam's counters, which PyTorch reads in every step: on a GPU each would be waited for."""
     config, x, t = setting(CONV, "danp")
+    made, adam = [], torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *a, **options: made.append(adam(*a, **options)) or made[0])
     run, net = stepping(monkeypatch, "torch", config, CONV, x, t, device="meta")
     run()
-    assert {a.device.type for w in net.W for a in (w, w.grad)} | {r.device.type for r in net.R} == {"meta"}
+    moments = [made[0].state[w] for w in net.W]
+    assert {a.device.type for w, m in zip(net.W, moments) for a in (w, w.grad, m["exp_avg"])} | {r.device.type for r in net.R} == {"meta"}
+    assert [m["step"].item() for m in moments] == [1] * len(net.W)
 
 
 @pytest.mark.parametrize("what, part, change", [
