@@ -28,11 +28,11 @@ CHECKED = 16  # rows of a batch
 class Net:
     """Parameters as tensors, and the functions that both forms use."""
 
-    def __init__(self, config, network, params):
+    def __init__(self, config, network, params, device="cpu"):
         self.config, self.network, self.layers = config, network, network.layers
         self.rule, self.decorrelate = split_method(config.method)
-        self.W = [torch.tensor(np.array(w), requires_grad=True) for w in params.W]
-        self.R = [None if r is None else torch.tensor(np.array(r)) for r in params.R]
+        self.W = [torch.tensor(np.array(w), requires_grad=True, device=device) for w in params.W]
+        self.R = [None if r is None else torch.tensor(np.array(r), device=device) for r in params.R]
         self.units, self.K = network.units, config.samples
 
     def spares(self, l, B):
@@ -83,10 +83,11 @@ class Net:
 
 def draw_noise(net, B):
     """Per layer (K, B, *shape)."""
-    sigma, dtype = net.config.sigma2**0.5, net.W[0].dtype
+    sigma, dtype, device = net.config.sigma2**0.5, net.W[0].dtype, net.W[0].device
+    sizes = [(net.K, B, *shape) for shape in net.network.shapes[1:]]
     if net.config.noise == "gaussian":
-        return [sigma * torch.randn(net.K, B, *shape, dtype=dtype) for shape in net.network.shapes[1:]]
-    return [sigma * (2 * torch.randint(0, 2, (net.K, B, *shape), dtype=torch.int8).to(dtype) - 1) for shape in net.network.shapes[1:]]
+        return [sigma * torch.randn(size, dtype=dtype, device=device) for size in sizes]
+    return [sigma * (2 * torch.randint(0, 2, size, dtype=torch.int8, device=device).to(dtype) - 1) for size in sizes]
 
 
 def loss(y, t):
@@ -133,7 +134,7 @@ def gradients_stacked(net, x, t, eps):
     passes = L if net.rule == "inp" else 1
     noise = []
     for l, e in enumerate(eps):
-        stacked = torch.zeros(1 + K * passes, *e.shape[1:], dtype=x.dtype)
+        stacked = e.new_zeros(1 + K * passes, *e.shape[1:])
         for k in range(K):
             stacked[1 + k * passes + (l if net.rule == "inp" else 0)] = e[k]
         noise.append(stacked.flatten(0, 1))
@@ -212,12 +213,15 @@ def gradients(name, net, x, t, eps):
 
 
 def step(name, config, network, params, x, t, threads, device="cpu"):
-    """A function without arguments: one training step on x, t (NumPy's, as params are), with new noise each time, on a device."""
+    """A function without arguments: one training step on x, t (NumPy's, as params are), with new noise each time, on a device.
+
+    Tensors are told their device: in a `with` block of one every call of PyTorch takes longer, and Adam keeps its counters there and waits
+    for them.
+    """
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
-    device = torch.device(device)
-    with device:
-        net, x, t = Net(config, network, params), torch.tensor(np.array(x)), torch.tensor(np.array(t))
+    net = Net(config, network, params, device)
+    x, t = (torch.tensor(np.array(a), device=device) for a in (x, t))
     optimizer = torch.optim.Adam(net.W, lr=config.lr, eps=1e-7, fused=name == "torch-algebra" or None)
     whole = decorrelate_algebra if name == "torch-algebra" else decorrelate
 
@@ -230,11 +234,9 @@ def step(name, config, network, params, x, t, threads, device="cpu"):
     update = torch.compile(update) if name == "torch-compile" else update
 
     def run():
-        with device:
-            dW = update()
-        for w, d in zip(net.W, dW):
+        for w, d in zip(net.W, update()):
             w.grad = d
-        optimizer.step()  # not in there, where Adam would make its counters on the device, and wait for each of them in every step
+        optimizer.step()
 
     return run
 

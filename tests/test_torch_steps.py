@@ -114,16 +114,23 @@ def test_how_each_form_is_run(name, fused, compiled, monkeypatch):
     assert made["fused", fused] == 1 and made["compiled"] == compiled and not torch.backends.cudnn.allow_tf32
 
 
-def test_a_step_is_on_its_device(monkeypatch):
+@pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_is_on_its_device(method, kind, monkeypatch):
     """All but Adam's counters, which PyTorch reads in every step: on a GPU each would be waited for."""
-    config, x, t = setting(CONV, "danp")
+    config, x, t = setting(CONV, method, noise=kind)
     made, adam = [], torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda *a, **options: made.append(adam(*a, **options)) or made[0])
     run, net = stepping(monkeypatch, "torch", config, CONV, x, t, device="meta")
     run()
-    moments = [made[0].state[w] for w in net.W]
-    assert {a.device.type for w, m in zip(net.W, moments) for a in (w, w.grad, m["exp_avg"])} | {r.device.type for r in net.R} == {"meta"}
+    moments, Rs = [made[0].state[w] for w in net.W], [R for R in net.R if R is not None]
+    assert {a.device.type for w, m in zip(net.W, moments) for a in (w, w.grad, m["exp_avg"])} | {R.device.type for R in Rs} == {"meta"}
     assert [m["step"].item() for m in moments] == [1] * len(net.W)
+    noise = None if net.rule == "bp" else torch_steps.draw_noise(net, B)  # the algebra's Adam knows no such device
+    dW, seen = torch_steps.gradients("torch-algebra", net, torch.tensor(x, device="meta"), torch.tensor(t, device="meta"), noise)
+    assert {a.device.type for a in (*dW, *seen)} == {"meta"}
+    if net.decorrelate:
+        torch_steps.decorrelate_algebra(net, seen)
 
 
 @pytest.mark.parametrize("what, part, change", [
