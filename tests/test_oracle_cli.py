@@ -2,6 +2,7 @@
 
 import fractions
 import gc
+import itertools
 import os
 import shutil
 import signal
@@ -440,3 +441,16 @@ def test_arrays_of_other_libraries(library, request):
 def test_a_masked_array_is_refused():
     with pytest.raises(TypeError, match="^expected an array without a mask$"):
         checking.to_numpy(np.ma.masked_invalid([1.0, np.nan]))
+
+
+@pytest.mark.parametrize("columns", ["1", "80"])
+def test_help_tells_each_convention_apart(capsys, monkeypatch, columns):
+    """In a terminal of any width."""
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, _ = run(capsys, "check", "--help")
+    assert code == 0
+    for name, convention in CONVENTIONS.items():
+        lines = out[out.index(f"\n  {name}:") :].split("\n")[1:]
+        own = [lines[0], *itertools.takewhile(lambda line: line.startswith("    "), lines[1:])]
+        assert "".join(" ".join(own).split()) == "".join(f"{name}: {convention.text}".split())
+        assert max(map(len, own)) <= max(20, int(columns))

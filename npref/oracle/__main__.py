@@ -4,7 +4,10 @@ import os
 import signal
 import sys
 import threading
+from argparse import RawDescriptionHelpFormatter
 from collections import Counter
+from shutil import get_terminal_size
+from textwrap import fill
 
 from ..command_line import Parser, broken_pipe, in_words, printed
 from .cases import ARRAYS
@@ -19,8 +22,10 @@ def parse(arguments):
     command = commands.add_parser("write", help="compute the cases and write them to an HDF5 file")
     command.add_argument("vectors", metavar="OUT.h5")
     command.add_argument("--cases", default="*", nargs="+", metavar="GLOB", help="only cases with such a name, as 'danp/*' (default: all)")
+    width = max(20, get_terminal_size().columns - 2)  # as argparse, but in a very narrow terminal
+    known = [fill(f"{name}: {c.text}", width, initial_indent="  ", subsequent_indent="    ") for name, c in CONVENTIONS.items()]
     command = commands.add_parser("check", help="compare an implementation with a file of golden vectors",
-                                  epilog="conventions: " + "; ".join(f"{name} is {c.text}" for name, c in CONVENTIONS.items()))
+                                  epilog="\n".join(["conventions:", *known]), formatter_class=RawDescriptionHelpFormatter)
     command.add_argument("vectors", metavar="VECTORS.h5")
     command.add_argument("--adapter", required=True, metavar="MODULE:OBJECT", help="a function of a case; npref.oracle:self is npref's own")
     command.add_argument("--convention", default="paper", choices=CONVENTIONS, help="whose numbers to expect, see below (default: paper)")
