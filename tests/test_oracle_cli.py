@@ -443,6 +443,29 @@ def test_a_masked_array_is_refused():
         checking.to_numpy(np.ma.masked_invalid([1.0, np.nan]))
 
 
+def in_float64(case):
+    return oracle.self(case.cast("float64"))
+
+
+def in_float64_in_the_end(case):
+    return (oracle.self if case.name == "np/dense2-bias-k1" else in_float64)(case)
+
+
+def inputs_alone(case):
+    return {"x_star/0": case.x}
+
+
+@pytest.mark.parametrize("adapter, dtype, told", [
+    (oracle.self, None, False), (in_float64, None, True), (in_float64, "float32", True), (in_float64, "float64", False),
+    (in_float64_in_the_end, None, False), (inputs_alone, "float32", False)])
+def test_float32_cases_computed_in_float64_are_told(capsys, monkeypatch, adapter, dtype, told):
+    """They pass all the same. Numbers that are exact in either tell nothing."""
+    monkeypatch.setattr(oracle, "adapter_under_test", adapter, raising=False)
+    code, out, _ = run(capsys, "check", SMALL, "--adapter", "npref.oracle:adapter_under_test", "--cases", "np/dense2*",
+                       *(["--dtype", dtype] if dtype else []))
+    assert code == 0 and ("computed in float64, and float32 was not checked" in out) == told
+
+
 @pytest.mark.parametrize("columns", ["1", "80"])
 def test_help_tells_each_convention_apart(capsys, monkeypatch, columns):
     """In a terminal of any width."""
