@@ -116,7 +116,8 @@ def case_list():
         shape, layers, what = _networks(bias, **dict(hidden))[arch]
         rule = split_method(method)[0]
         noise = "" if rule == "bp" else f", {K} noise sample{'s' * (K > 1)}"
-        text = f"{method.upper()} on {what}, {'with biases' if bias else 'without biases'}, {B} sample{'s' * (B > 1)}{noise}{'; ' * bool(why)}{why}"
+        size = f"{B} sample{'s' * (B > 1)}"
+        text = f"{method.upper()} on {what}, {'with biases' if bias else 'without biases'}, {size}{noise}{'; ' * bool(why)}{why}"
         out.append((Case(name, text, method, shape, layers, **options), B, K, kind))
 
     for method in METHODS:
