@@ -139,7 +139,10 @@ WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
             for c in V1_FC3 for method, lr in (("anp", 1.28e-4), ("np", 5.12e-4), ("dinp", 0.131072), ("dinp", 0.065536))
             if c.method == method),
           *(replace(c, options=(*NETWORK_NORM, STANDARD, UNIFORM, ("lr", lr)), search=None)
-            for c in V1_FC3 for lr in (2.048e-3, 1.024e-3, 5.12e-4) if c.method == "anp"))  # what a search finds, half of it, a quarter
+            for c in V1_FC3 for lr in (2.048e-3, 1.024e-3, 5.12e-4) if c.method == "anp"),  # what a search finds, half of it, a quarter
+          # pixels in [0, 1], at what searches from 4.096e-3 (DBP: 0.131072) on find
+          *(replace(c, options=(*(NETWORK_NORM if c.method == "danp" else c.options), UNIFORM, ("lr", lr)), search=None)
+            for c in V1_FC3 for method, lr in (("dbp", 0.524288), ("dnp", 0.032768), ("danp", 0.032768)) if c.method == method))
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
