@@ -51,8 +51,9 @@ def cells(arch, figures):
 
 
 def variants(cells, methods, *options):
-    """The cells of these methods with further options, of which each is a list of pairs."""
-    return tuple(replace(c, options=(*c.options, *option)) for c in cells if c.method in methods for option in options)
+    """The cells of these methods with further options, of which each is a list of pairs. Where one is a rate, none is searched."""
+    return tuple(replace(c, options=(*c.options, *option), search=None if "lr" in dict(option) else c.search)
+                 for c in cells if c.method in methods for option in options)
 
 
 # v2, Table 3: peak accuracies on CIFAR-10, % (train, test). CCE, Adam, Table 2's rates, but a tenth of them on fc6 and fc9, where they do
@@ -127,22 +128,24 @@ AT_PAPERS_ALPHA = tuple(replace(c, options=tuple(option for option in c.options 
                         if c.method in ("danp", "dinp") and dict(c.options).get("samples", 1) in (1, 10))
 WHY_TINY = (*AT_PAPERS_ALPHA, *variants(AT_PAPERS_ALPHA[:1], ("danp",), [GLOROT]),
             *variants(TINY, ("bp",), [("lr", 1e-3)]))  # the other methods' rate there
-NETWORK_NORM = (("loss", "mse"), ("optimizer", "sgd"), ("anp_norm", "network"))  # as v1's Appendix C derives it
+NETWORK_NORM = tuple(replace(c, options=(("loss", "mse"), ("optimizer", "sgd"), ("anp_norm", "network")))  # as v1's Appendix C derives it
+                     for c in V1_FC3 if c.method in ("anp", "danp"))
 WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
           *variants(V1_FC3, [c.method for c in V1_FC3 if c.method not in ("np", "anp", "dinp")], [STANDARD, UNIFORM]),
           *variants(V1_FC1 + V1_FC3, ("bp",), [STANDARD], [UNIFORM]),
           *variants(V1_FC3, ("bp",), [GLOROT], [STANDARD, GLOROT]),  # with which its rate is 8 times fc1's 1.02e-3, as the paper's
-          *(replace(c, options=(*NETWORK_NORM, STANDARD, UNIFORM)) for c in V1_FC3 if c.method == "danp"),
+          *variants(NETWORK_NORM, ("danp",), [STANDARD, UNIFORM]),
           # half and a quarter of the rates that a search finds: they are stable for its two epochs, but not for twenty; of DINP that
           # which one finds from 8.192e-3 on, and half of it
-          *(replace(c, options=(*c.options, STANDARD, UNIFORM, ("lr", lr)), search=None)
-            for c in V1_FC3 for method, lr in (("anp", 1.28e-4), ("np", 5.12e-4), ("dinp", 0.131072), ("dinp", 0.065536))
-            if c.method == method),
-          *(replace(c, options=(*NETWORK_NORM, STANDARD, UNIFORM, ("lr", lr)), search=None)
-            for c in V1_FC3 for lr in (2.048e-3, 1.024e-3, 5.12e-4) if c.method == "anp"),  # what a search finds, half of it, a quarter
+          *variants(V1_FC3, ("np",), [STANDARD, UNIFORM, ("lr", 5.12e-4)]),
+          *variants(V1_FC3, ("anp",), [STANDARD, UNIFORM, ("lr", 1.28e-4)]),
+          *variants(V1_FC3, ("dinp",), *([STANDARD, UNIFORM, ("lr", lr)] for lr in (0.131072, 0.065536))),
+          # what a search finds, half of it, a quarter
+          *variants(NETWORK_NORM, ("anp",), *([STANDARD, UNIFORM, ("lr", lr)] for lr in (2.048e-3, 1.024e-3, 5.12e-4))),
           # pixels in [0, 1], at what searches from 4.096e-3 (DBP: 0.131072) on find
-          *(replace(c, options=(*(NETWORK_NORM if c.method == "danp" else c.options), UNIFORM, ("lr", lr)), search=None)
-            for c in V1_FC3 for method, lr in (("dbp", 0.524288), ("dnp", 0.032768), ("danp", 0.032768)) if c.method == method))
+          *variants(V1_FC3, ("dnp",), [UNIFORM, ("lr", 0.032768)]),
+          *variants(NETWORK_NORM, ("danp",), [UNIFORM, ("lr", 0.032768)]),
+          *variants(V1_FC3, ("dbp",), [UNIFORM, ("lr", 0.524288)]))
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
 SAMPLES = ("--samples", *map(str, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)), "--repeats", "3")
