@@ -1,9 +1,10 @@
 """Pictures of angles, bias and variance, from the logs of examples/alignment.py. Needs matplotlib."""
 
 from matplotlib.figure import Figure
-from plots import COLOURS, line_style, save
+from plots import colour, line_style, save
 
 from npref.config import Config
+from npref.rules import split_method
 
 HATCHES = {"np": "", "inp": "//", "anp": ".."}  # for bars, so that they are told apart in grey
 
@@ -58,9 +59,9 @@ def plot_angles(log, path, epoch=None, sigma2=None, samples=None):
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     for m, method in enumerate(config["methods"]):
         chosen = [row for row in rows if row["method"] == m]
-        rule = method.removeprefix("d")
-        edge = "white" if method == rule else "black"
-        look = dict(facecolor=COLOURS[rule], hatch=HATCHES[rule], edgecolor=edge, label=method.upper())
+        rule, decorrelates = split_method(method)
+        look = dict(facecolor=colour(method), hatch=HATCHES.get(rule, "xx"), edgecolor="black" if decorrelates else "white",
+                    label=method.upper())
         left.bar([row["layer"] + (m - (len(config["methods"]) - 1) / 2) * width for row in chosen], [row["angle"] for row in chosen], width,
                  yerr=[row["angle_sem"] for row in chosen], capsize=2, **look)
         right.bar(method.upper(), 1 + chosen[0]["passes"], **look)  # the clean pass is one more
@@ -131,7 +132,7 @@ def _angle_lines(axes, config, rows, quantity):
         chosen = sorted((row for row in rows if row["method"] == m), key=lambda row: row[quantity])
         x, mean, least, greatest = ([row[name] for row in chosen] for name in (quantity, "angle", "angle_min", "angle_max"))
         axes.plot(x, mean, label=method.upper(), **line_style(method))
-        axes.fill_between(x, least, greatest, color=COLOURS[method.removeprefix("d")], alpha=0.15, lw=0)
+        axes.fill_between(x, least, greatest, color=colour(method), alpha=0.15, lw=0)
     axes.grid(alpha=0.3)
 
 

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from npref.rules import split_method
 from npref.runlog import replace_file
 
 # One colour a rule, everywhere; decorrelated forms are solid, plain ones dashed.
@@ -117,8 +118,13 @@ def plot_searches(logs, path):
 
 def line_style(method):
     """Colour and marker by rule; decorrelated methods solid with full markers, plain ones dashed with hollow ones."""
-    rule, full = method.removeprefix("d"), method.startswith("d")
-    return dict(color=COLOURS[rule], marker=MARKERS[rule], ms=4, ls="-" if full else "--", mfc=None if full else "white")
+    rule, full = split_method(method)
+    return dict(color=colour(method), marker=MARKERS.get(rule, "P"), ms=4, ls="-" if full else "--", mfc=None if full else "white")
+
+
+def colour(method):
+    """Its rule's, another for a method that is none of the eight."""
+    return COLOURS.get(split_method(method)[0], "C4")
 
 
 def blend(colour, share):
@@ -164,10 +170,10 @@ def plot_scaling(rows, path):
             chosen = sorted((row for row in rows if row["method"] == method
                              and all(row[other] == value for other, value in common.items() if other != name)), key=quantity)
             x, step, floor = [quantity(row) for row in chosen], [row["step"] for row in chosen], [row["floor"] for row in chosen]
-            colour, marker = COLOURS[method.removeprefix("d")], "o" if method.startswith("d") else "s"
-            axes.plot(x, step, marker, color=colour, label=method.upper())
-            axes.plot([x[0], x[-1]], [step[0], step[-1]], "-", lw=0.7, color=colour)
-            axes.plot(x, floor, "_", ms=10, color=colour)
+            marker = "o" if split_method(method)[1] else "s"
+            axes.plot(x, step, marker, color=colour(method), label=method.upper())
+            axes.plot([x[0], x[-1]], [step[0], step[-1]], "-", lw=0.7, color=colour(method))
+            axes.plot(x, floor, "_", ms=10, color=colour(method))
         axes.set(xlabel=label, ylabel="seconds a step (dash: products alone)", ylim=(0, None), xlim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")

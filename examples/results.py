@@ -18,7 +18,7 @@ from recipes import RECIPES
 
 from npref.backend import BACKENDS
 from npref.config import Config, default_lr
-from npref.rules import METHODS
+from npref.rules import METHODS, split_method
 from npref.runlog import OWN, read_log, replace_file
 
 # The data sets that may stand in a cell's place, best first; a run on another than the cell's own is labelled with it.
@@ -241,7 +241,7 @@ def summary(name, log):
            "method": config.method, "arch": config.arch, "dataset": config.dataset, "samples": samples(log),
            "options": " ".join(f"{name}={value}" for name, value in options_of(config).items()), "seed": config.seed,
            "epochs": len(log["rows"]), "status": log["status"], "lr": config.lr,
-           "decor_lr": config.decor_lr if config.method.startswith("d") else "", "quantity": quantity,
+           "decor_lr": config.decor_lr if split_method(config.method)[1] else "", "quantity": quantity,
            "minutes": f"{sum(row['seconds'] for row in log['rows']) / 60:.1f}", "backend": env["backend"], "device": env["device"],
            "threads": env["threads"], "revision": env["revision"], "command": command(config)}
     if train:

@@ -118,6 +118,8 @@ def _check_layers(dW, reference):
     for update in (dW, reference):
         if not hasattr(update, "__len__"):
             raise TypeError(f"expected a list of arrays, one a layer, got {type(update).__name__}; an Update has them as update.dW")
+        if any(not hasattr(a, "shape") for a in update):
+            raise TypeError(f"expected one array a layer, got {', '.join(type(a).__name__ for a in update)}")
     shapes = [[a.shape for a in update] for update in (dW, reference)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"two updates must have the same layers, got {shapes[0]} and {shapes[1]}")

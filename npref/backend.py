@@ -74,7 +74,7 @@ def _module_of(types):
         raise TypeError("NumPy and CuPy arrays are mixed: expected all numpy.ndarray or all cupy.ndarray; "
                         "move them with backend.xp.asarray(x) or npref.to_host(x)")
     names = ", ".join(sorted(f"{t.__module__}.{t.__qualname__}" for t in kinds.values())) or "no array"
-    raise TypeError(f"expected numpy.ndarray or cupy.ndarray arguments, got {names}")
+    raise TypeError(f"expected numpy.ndarray or cupy.ndarray arguments, got {names} (lists: use numpy.asarray)")
 
 
 def to_host(x) -> np.ndarray:

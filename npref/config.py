@@ -32,7 +32,7 @@ def default_lr(method, arch):
     choice is fc3's rate. On fc6 and fc9 a tenth of Table 2's: at 5e-3 training diverges or unlearns there, and 5e-4 is half of fc3's rate,
     as DANP's is in v1.
     """
-    lr = TABLE_2.get((method, arch), 1e-3 if arch == "fc1" or method.startswith("d") else 1e-4)
+    lr = TABLE_2.get((method, arch), 1e-3 if arch == "fc1" or split_method(method)[1] else 1e-4)
     return lr / 10 if arch in ("fc6", "fc9") and (method, arch) in TABLE_2 else lr
 
 

@@ -15,7 +15,7 @@ from .kernels import launch
 
 ACTIVATIONS = ("leaky_relu", "relu", "tanh", "identity", "step", "sign")  # another goes here, into `activate` and, for BP, `derivative`
 JUMPS = ("step", "sign")
-LOSSES = ("cce", "mse", "mse-mean")
+LOSSES = ("cce", "mse", "mse-mean")  # another goes here, into `loss` and, for BP, `loss_gradient`
 
 
 def activate(name, a, slope=0.2):
@@ -41,7 +41,7 @@ def activate(name, a, slope=0.2):
             return (xp.real(a) > 0).astype(a.dtype)
         case "sign":
             return (xp.real(a) > 0).astype(a.dtype) * 2 - 1
-    raise ValueError(_unknown("activation", name, ACTIVATIONS))
+    raise _no_case("activation", name, ACTIVATIONS, "activate")
 
 
 def derivative(name, a, slope=0.2):
@@ -60,9 +60,7 @@ def derivative(name, a, slope=0.2):
         case "identity":
             return xp.ones_like(a)
     check_derivative("backpropagation", name)
-    if name in ACTIVATIONS:  # somebody's own
-        raise ValueError(f"activation {name!r} has no case in npref.functions.derivative, which backpropagation needs")
-    raise ValueError(_unknown("activation", name, ACTIVATIONS))
+    raise _no_case("activation", name, ACTIVATIONS, "derivative, which backpropagation needs")
 
 
 def check_derivative(who, activation):
@@ -93,7 +91,7 @@ def loss(name, y, t):
             return fused(xp, _sum_of_squares, axis)(t, y)
         case "mse-mean":
             return fused(xp, _sum_of_squares, axis)(t, y) / y.shape[-1]
-    raise ValueError(_unknown("loss", name, LOSSES))
+    raise _no_case("loss", name, LOSSES, "loss")
 
 
 def loss_gradient(name, y, t):
@@ -113,7 +111,7 @@ def loss_gradient(name, y, t):
             return fused(xp, _mse_gradient)(t, y, 2.0)
         case "mse-mean":
             return fused(xp, _mse_gradient)(t, y, 2 / y.shape[-1])
-    raise ValueError(_unknown("loss", name, LOSSES))
+    raise _no_case("loss", name, LOSSES, "loss_gradient, which backpropagation needs")
 
 
 def one_hot(labels, classes, dtype="float32"):
@@ -218,5 +216,7 @@ def _wide(y):
     return y.astype(xp.result_type(y.dtype, xp.float64), copy=False)
 
 
-def _unknown(what, name, known):
-    return f"unknown {what} {name!r}: expected one of {', '.join(known)}"
+def _no_case(what, name, known, function):
+    if name in known:  # somebody's own
+        return ValueError(f"{what} {name!r} has no case in npref.functions.{function}")
+    return ValueError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from .backend import array_module
 from .execution import in_blocks
-from .functions import ACTIVATIONS, check_slope
+from .functions import ACTIVATIONS, check_slope, finite
 
 
 @dataclass(frozen=True)
@@ -183,5 +183,5 @@ def _check_options(layer):
         raise ValueError(f"unknown activation {layer.activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     if not isinstance(layer.bias, bool):
         raise TypeError(f"bias must be True or False, got {layer.bias!r}")
-    object.__setattr__(layer, "slope", float(layer.slope))  # a NumPy number would promote what it multiplies
+    object.__setattr__(layer, "slope", finite("slope", layer.slope))
     check_slope(layer.slope)

@@ -207,12 +207,12 @@ def _check_fits(network, params, x):
         n_in = prod(expected[1:])
         if params.R[l] is not None and params.R[l].shape != (n_in, n_in):
             raise ValueError(f"R of layer {l + 1}'s input must be {(n_in, n_in)}, got {params.R[l].shape}")
-    found = {p.dtype for p in (*params.W, *params.b, *params.R) if p is not None}
+    found = sorted({str(p.dtype) for p in (*params.W, *params.b, *params.R) if p is not None})
     if x.dtype.kind not in "fc" or x.dtype.itemsize < 4:
-        remedy = "npref.batches.prepare(x, \"float32\"), which divides pixels by 255" if x.dtype == "uint8" else "x.astype(\"float32\")"
+        dtype = "float64" if found == ["float64"] else "float32"
+        remedy = f"npref.batches.prepare(x, {dtype!r}), which divides pixels by 255" if x.dtype == "uint8" else f"x.astype({dtype!r})"
         raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use {remedy}")
-    if found != {x.dtype}:
-        found = sorted(map(str, found))
+    if found != [str(x.dtype)]:
         remedy = f"use x.astype({found[0]!r})" if len(found) == 1 else "give all parameters one"
         raise TypeError(f"x and the parameters must share one dtype, got x in {x.dtype} and parameters in {', '.join(found)}: {remedy}"
                         + (f", or init_params(..., dtype={str(x.dtype)!r})" if str(x.dtype) in DTYPES else ""))

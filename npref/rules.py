@@ -27,7 +27,8 @@ from .layers import Conv, fold, to_rows, unfold, unfold_adjoint, weight_shape
 from .network import Trace, check_batch, check_noise, forward, matrix
 
 ANP_NORMS = ("network", "layer")  # what Eq. 6 divides by: ‖δa‖² (v2), ‖δa_l‖² (v1's Eq. 6)
-METHODS = ("bp", "np", "inp", "anp", "dbp", "dnp", "dinp", "danp")  # another goes here and into `step.compute_update`
+# Another goes here and into `step.compute_update`; into oracle/reference.py for golden vectors, into examples/plots.py for a colour.
+METHODS = ("bp", "np", "inp", "anp", "dbp", "dnp", "dinp", "danp")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@
 
 A network or a rule of one's own goes to `train(config, data, out, network=..., rule=...)`, or here to `training_step`. A rule is a function
 such as `compute_update`, which also needs noise. For example NP by central differences; `layers.to_rows` lays (B, *shape) out as the
-products are, (B*P, n_out), and x* is (B*P, n_in):
+products are, (B*P, n_out), and x* is (B*P, n_in); its losses and δL may be of any loss (test losses are config.loss's):
 
     def central_differences(config, network, params, x, t, step):
         (group,) = noise_groups(config, network, step, range(len(x)), array_module(x), samples=range(1))
@@ -32,12 +32,14 @@ products are, (B*P, n_out), and x* is (B*P, n_in):
 """
 
 from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
 from math import isfinite
 
 import numpy as np
 
 from . import noise, rules
-from .backend import array_module, to_host_later
+from .backend import array_module, to_host, to_host_later
 from .decorrelation import decorrelation_step
 from .execution import mark_nonfinite, samples_budget
 from .functions import correct, finite
@@ -124,13 +126,40 @@ def start_step(config, network, state, x, t, step, rule=compute_update):
     """`training_step` without waiting for a GPU: the second result is a function that waits, and returns or raises as that does."""
     update = rule(config, network, state.params, x, t, step)
     if rule is not compute_update:
-        _check_update(update, state.params, len(x), getattr(rule, "__name__", type(rule).__name__))
+        _check_update(update, state.params, t.shape, getattr(rule, "__name__", type(rule).__name__))
     apply_update(state.params, state.adam, update, lr=config.lr, alpha=config.decor_lr, eps_hat=config.optimizer == "adam-eps-hat")
     return update, _outcome(config, state, update, t, step)
 
 
-def _check_update(update, params, B, rule):
-    """Raise TypeError or ValueError, before anything changes, for what a rule of one's own must not return."""
+def rule_name(rule):
+    """What a log calls a rule of one's own, the same in every process. A partial's arguments are in it, arrays by a digest. Lambdas and
+    objects of one place have one name. Raises TypeError for what is no function."""
+    if not callable(rule):
+        raise TypeError(f"rule must be a function as npref.step.compute_update is, got {rule!r}")
+    if isinstance(rule, partial):
+        named = [*map(_argument_name, rule.args), *(f"{name}={_argument_name(value)}" for name, value in rule.keywords.items())]
+        return f"{rule_name(rule.func)} with {', '.join(named)}"
+    named = rule if hasattr(rule, "__qualname__") else type(rule)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _argument_name(value):
+    if getattr(value, "ndim", 0) > 0:
+        return f"{value.dtype} {value.shape} {sha256(np.ascontiguousarray(to_host(value))).hexdigest()[:16]}"
+    if callable(value):
+        return rule_name(value)
+    if type(value).__repr__ is object.__repr__:  # which has an address in it
+        return f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, (list, tuple)):
+        value = f"{type(value).__name__}({', '.join(map(_argument_name, value))})"
+    elif isinstance(value, dict):
+        value = f"dict({', '.join(f'{name}={_argument_name(v)}' for name, v in value.items())})"
+    text = str(value)
+    return text if len(text) <= 1000 else f"{text[:20]}... of {len(text)} letters {sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _check_update(update, params, targets, rule):
+    """Raise TypeError or ValueError, before anything changes, for what a rule of one's own must not return. targets: t's shape."""
     if not isinstance(update, rules.Update):
         raise TypeError(f"rule {rule} must return an Update, got {type(update).__name__}")
     for what, parameters in (("dW", params.W), ("db", params.b)):
@@ -138,12 +167,15 @@ def _check_update(update, params, B, rule):
         shapes = [getattr(d, "shape", None) for d in given] if isinstance(given, (tuple, list)) else type(given).__name__
         if shapes != expected:
             raise ValueError(f"rule {rule} must return {what} of the shapes {expected}, got {shapes}")
-    if getattr(update.losses, "shape", None) != (B,):
-        raise ValueError(f"rule {rule} must return losses ({B},), one a sample, got {getattr(update.losses, 'shape', update.losses)}")
+    if getattr(update.losses, "shape", None) != targets[:1]:
+        found = getattr(update.losses, "shape", update.losses)
+        raise ValueError(f"rule {rule} must return losses {targets[:1]}, one a sample, got {found}")
     if update.dL is not None and not hasattr(update.dL, "shape"):
         raise TypeError(f"rule {rule} must return dL as an array, or None, got {type(update.dL).__name__}")
     if not isinstance(update.trace, Trace):
         raise TypeError(f"rule {rule} must return the trace of its clean pass, got {type(update.trace).__name__}")
+    if update.trace.y.shape != targets:
+        raise ValueError(f"rule {rule} must return the trace of one pass, with outputs {targets}, got {update.trace.y.shape}")
 
 
 def apply_update(params, adam, update, *, lr, alpha=None, eps_hat=False):

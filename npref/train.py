@@ -4,7 +4,7 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from .functions import loss as loss_of
 from .network import Network, Params, forward, without_decorrelation
 from .optim import AdamState
 from .precision import MEASURED, rounding_error, warn_of_rounding
-from .step import Diverged, State, compute_update, diverged, initial_state, learnable, start_step
+from .step import Diverged, State, compute_update, diverged, initial_state, learnable, rule_name, start_step
 
 CORRELATION_IMAGES = 1000  # the first so many training images are measured for correlation after every epoch
 AHEAD = 4  # how many steps Python may be ahead of a GPU: now and then it is held up for longer than a step takes there
@@ -35,9 +35,13 @@ class Interrupted(RuntimeError):
 def evaluate(network, params, inputs, y, loss="cce", moments=None, batch=1000):
     """Mean loss and accuracy (nan for real targets) with fixed weights; no noise. moments: of `input_moments`. One transfer to the host.
 
-    Raises ValueError for labels that no output stands for.
+    Raises ValueError for labels that no output stands for, and where inputs and y are not equally many, TypeError for what are no Params.
     """
     xp = array_module(inputs, y)
+    if not isinstance(params, Params):
+        raise TypeError(f"expected Params, got {type(params).__name__}: params_from makes them of a checkpoint's arrays")
+    if not len(inputs) == len(y) > 0:
+        raise ValueError(f"expected one label or target for each of at least one input, got {len(y)} for {len(inputs)}")
     cheaper = without_decorrelation(params)
     dtype, classes = params.W[0].dtype, network.units[-1]
     total = xp.zeros(3)
@@ -75,13 +79,15 @@ def train(config, data, out=None, *, network=None, rule=None, resume=False, prog
         raise TypeError(f"expected a Dataset, as npref.datasets.load returns, got {type(data).__name__}")
     if out == "":
         raise ValueError("out must be a folder, got an empty name; the current one is .")
+    if not isinstance(out, (str, PathLike, type(None))):
+        raise TypeError(f"out must be a folder, a str or a Path, or None, got {type(out).__name__}")
     config = replace(config, dataset=data.name)
     backend = get_backend(config.backend)
     keep_freed_memory()
     data = data.limited(config.limit_train, config.limit_test)
     moments = input_moments(data, config.inputs)
     rule = None if rule is compute_update else rule
-    own = {} if rule is None else {"rule": _name(rule)}
+    own = {} if rule is None else {"rule": rule_name(rule)}
     own |= {} if network is None else {"network": str(_fitting(network, data, config, rule))}
     network = config.network(data.x_train.shape[1:], data.classes) if network is None else network
     if data.regression and config.loss == "cce":
@@ -243,16 +249,6 @@ def params_from(arrays, xp=np):
     layers = range(sum(name.startswith("params/W/") for name in arrays))
     return Params(*(tuple(xp.asarray(arrays[f"params/{name}/{l}"]) if f"params/{name}/{l}" in arrays else None for l in layers)
                     for name in ("W", "b", "R")))
-
-
-def _name(rule):
-    """What a log calls a rule of one's own. Lambdas and objects of one place have one name."""
-    if not callable(rule):
-        raise TypeError(f"rule must be a function as npref.step.compute_update is, got {rule!r}")
-    if isinstance(rule, partial):
-        return f"{_name(rule.func)} with {', '.join([*map(str, rule.args), *(f'{k}={v}' for k, v in rule.keywords.items())])}"
-    named = rule if hasattr(rule, "__qualname__") else type(rule)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _fitting(network, data, config, rule):

@@ -248,6 +248,9 @@ def test_an_update_in_place_of_its_arrays():
     for pair in ((update, update), (update.dW, update), (update, update.dW)):
         with pytest.raises(TypeError, match="expected a list of arrays, one a layer, got Update; an Update has them as update.dW"):
             angles(*pair)
+    for lists in ((None,), [[1.0], [2.0]]):
+        with pytest.raises(TypeError, match="expected one array a layer, got (NoneType|list, list)$"):
+            angles(lists, lists)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

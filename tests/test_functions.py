@@ -192,9 +192,16 @@ def test_unknown_names():
         patch.setattr(fn, "ACTIVATIONS", (*fn.ACTIVATIONS, "gelu"))
         with pytest.raises(ValueError, match="activation 'gelu' has no case in npref.functions.derivative, which backpropagation needs"):
             fn.derivative("gelu", A)
+        with pytest.raises(ValueError, match="activation 'gelu' has no case in npref.functions.activate$"):
+            fn.activate("gelu", A)
     for call in (fn.loss, fn.loss_gradient):
         with pytest.raises(ValueError, match="unknown loss 'hinge': expected one of cce"):
             call("hinge", A[None], A[None])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fn, "LOSSES", (*fn.LOSSES, "hinge"))
+        for call, where in ((fn.loss, "loss$"), (fn.loss_gradient, "loss_gradient, which backpropagation needs$")):
+            with pytest.raises(ValueError, match=f"loss 'hinge' has no case in npref.functions.{where}"):
+                call("hinge", A[None], A[None])
 
 
 def test_the_default_slope_is_a_fifth():

@@ -77,6 +77,8 @@ def test_dense_flattens_channels_first():
     (lambda: Dense(True), TypeError, "must be an int"),
     (lambda: Dense(3, activation="gelu"), ValueError, "unknown activation 'gelu': expected one of leaky_relu"),
     (lambda: Dense(3, slope=1.0), ValueError, "slope"),
+    (lambda: Dense(3, slope=None), TypeError, "slope must be a number, got None"),
+    (lambda: Conv(3, slope=float("nan")), ValueError, "slope must be finite, got nan"),
     (lambda: Dense(3, slope=-0.1), ValueError, "slope"),
     (lambda: Dense(3, bias="no"), TypeError, "bias must be True or False, got 'no'"),
     (lambda: Conv(0), ValueError, "at least 1"),

@@ -306,6 +306,13 @@ def test_an_adapter_is_given_a_copy_in_the_dtype_that_is_asked_for(dtype):
     assert case.x.any()
 
 
+def test_a_method_without_a_case_in_the_reference_is_named(tmp_path, monkeypatch):
+    for module in ("npref.rules", "npref.oracle.cases"):
+        monkeypatch.setattr(f"{module}.METHODS", (*rules.METHODS, "wp"))
+    with pytest.raises(ValueError, match="method 'wp' has no case in npref.oracle.reference"):
+        write(tmp_path / "a.h5", "wp/dense1-k1")
+
+
 def test_what_is_asked_for_is_there(tmp_path):
     with pytest.raises(ValueError, match="no case built in is asked for"):
         write(tmp_path / "a.h5", [])

@@ -203,6 +203,18 @@ def test_lines_can_be_told_apart_without_colour():
     assert all(style["color"] == plots.COLOURS[rule] for style, rule in zip(styles, ["np", "inp", "anp"] * 2))
 
 
+def test_a_method_of_ones_own_has_a_look_too(undrawn, monkeypatch):
+    monkeypatch.setattr("npref.rules.METHODS", (*METHODS, "wp", "dwp"))
+    log = measured()
+    log["config"] |= {"methods": ["wp", "dwp"]}
+    alignment_plots.plot_alignment_training(log, "p.png")
+    alignment_plots.plot_angles(log, "p.png")
+    lines, bars = undrawn[0].axes[0].lines, undrawn[-1].axes[0].containers[1::2]
+    assert {line.get_color() for line in lines} == {"C4"} and [line.get_linestyle() for line in lines] == ["--", "-"]
+    assert {(bar.get_hatch(), bar.get_facecolor()) for group in bars for bar in group} == {("xx", to_rgba("C4"))}
+    assert "C4" not in plots.COLOURS.values() and "P" not in plots.MARKERS.values()
+
+
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that plots.py saves."""

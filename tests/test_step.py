@@ -1,6 +1,7 @@
 import re
 import textwrap
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from npref.batches import input_moments, prepare, targets
 from npref.config import Config
 from npref.functions import LOSSES, loss_gradient
 from npref.layers import to_rows
+from npref.noise import draw
 from npref.runlog import read_checkpoint
-from npref.step import _outcome, apply_update, compute_update, initial_state, learnable, noise_groups, training_step
+from npref.step import _outcome, apply_update, compute_update, initial_state, learnable, noise_groups, rule_name, training_step
 from npref.train import Diverged, train
 
 
@@ -151,6 +153,32 @@ def test_a_method_without_a_case_is_not_taken_for_another(monkeypatch):
     for method in known:
         with pytest.raises(ValueError, match=f"method '{method}' has no case in npref.step.compute_update"):
             next(train(Config(method=method, arch="fc1", sigma2=1e-4), data))
+        assert npref.config.default_lr(method, "fc3") == (1e-3 if method == "dwp" else 1e-4)
+
+
+def test_a_rule_has_one_name_in_every_process():
+    """A log knows a rule by it: no address, nothing elided, all that is given to a partial in it."""
+    class Estimator:
+        pass
+
+    def named(*arguments, **more):
+        return rule_name(partial(compute_update, *arguments, **more))
+
+    noise = np.arange(3000, dtype="float32").reshape(3, 1000)
+    inner = partial(draw, "gaussian")
+    assert named(0.5, kind="a", f=draw) == "npref.step.compute_update with 0.5, kind=a, f=npref.noise.draw"
+    assert named(f=inner) == "npref.step.compute_update with f=npref.noise.draw with gaussian"
+    assert named([draw, 1], {"f": (draw,)}).endswith("with list(npref.noise.draw, 1), dict(f=tuple(npref.noise.draw))")
+    assert named(Estimator()).endswith(f"with {__name__}.{Estimator.__qualname__}") and named(np.float64(0.5)) == named(0.5)
+    changed = noise.copy()
+    changed[1, 500] += 1
+    many = [0.5] * 10_000
+    names = [named(noise), named(changed), named(noise.astype("float64")), named(noise.reshape(1000, 3)), named([noise, changed]),
+             named([changed, noise]), named(many), named([*many[1:], 0.25])]
+    assert len(set(names)) == len(names) and max(map(len, names)) < 200 and not any(" at 0x" in name for name in names)
+    assert named(noise) == named(noise.copy()) == named(np.asfortranarray(noise)) and named(many) == named(list(many))
+    with pytest.raises(TypeError, match="rule must be a function as npref.step.compute_update is, got 3"):
+        rule_name(3)
 
 
 def test_rates_are_looked_at_before_anything_changes():

@@ -70,6 +70,8 @@ def test_every_method_learns(method):
 def test_a_folder_without_a_name():
     with pytest.raises(ValueError, match="out must be a folder, got an empty name"):
         train(Config(method="bp", arch="fc1"), datasets.synthetic(40, 20), "")
+    with pytest.raises(TypeError, match="out must be a folder, a str or a Path, or None, got int"):
+        train(Config(method="bp", arch="fc1"), datasets.synthetic(40, 20), 5)
 
 
 def test_standardised_inputs_and_real_targets():
@@ -315,6 +317,8 @@ def test_the_configured_network_and_rule_given_by_hand(tmp_path):
     (lambda update: replace(update, losses=None), ValueError, r"must return losses \(16,\), one a sample, got None"),
     (lambda update: replace(update, dL=1.0), TypeError, "must return dL as an array, or None, got float"),
     (lambda update: replace(update, trace=None), TypeError, "must return the trace of its clean pass, got NoneType"),
+    (lambda update: replace(update, trace=replace(update.trace, x=(*update.trace.x[:-1], np.zeros((32, 10), "float32")))), ValueError,
+     r"rule bad must return the trace of one pass, with outputs \(16, 10\), got \(32, 10\)"),
 ])
 def test_what_a_rule_of_ones_own_must_return(change, error, words):
     def bad(*arguments):
@@ -533,6 +537,16 @@ def test_labels_that_no_output_stands_for_are_no_score(label):
     y[[2, 4]] = label
     with pytest.raises(ValueError, match="expected labels from 0 to 2, got 2 others among 7"):
         evaluate(network, params, x, y, batch=3)
+
+
+@pytest.mark.parametrize("inputs, labels", [(1000, 1500), (7, 100), (2000, 1000), (0, 0), (0, 3)])
+def test_an_evaluation_needs_a_label_for_each_input(inputs, labels):
+    network = Network((4,), (Dense(3, activation="identity"),))
+    x, y = np.zeros((inputs, 4), dtype=np.float32), np.zeros(labels, dtype=int)
+    with pytest.raises(ValueError, match=f"expected one label or target for each of at least one input, got {labels} for {inputs}$"):
+        evaluate(network, init_params(network), x, y)
+    with pytest.raises(TypeError, match="expected Params, got dict: params_from makes them of a checkpoint's arrays"):
+        evaluate(network, {}, np.zeros((2, 4), dtype=np.float32), np.zeros(2, dtype=int))
 
 
 def test_an_evaluation_that_overflows_gives_a_loss_that_is_not_finite():

@@ -215,12 +215,14 @@ def _one_step(case, c, W, b, R, layouts, tracked):
                     dL_i = dL_i * norm2(k, p, i, l) ** 0.5
                 if (c.mean_norm or c.sum_norm) and case.rule != "np":
                     dL_i = dL_i * norm2(k, p, i, l) / (sum(norm2(k, p, j, l) for j in range(B)) / (B if c.mean_norm else 1))
-                rule = {
+                rules = {
                     "np": partial(eq.np_update, dL_i, e, case.sigma2),
                     "inp": partial(eq.inp_update, root(units[l]), dL_i, e),
                     "anp": partial(eq.anp_update, root(N), dL_i, da[k, p, i], l, per_layer=per_layer),
-                }[case.rule]
-                terms[l].append((rule, x_star))
+                }
+                if case.rule not in rules:
+                    raise ValueError(f"method {case.method!r} has no case in npref.oracle.reference")
+                terms[l].append((rules[case.rule], x_star))
     for l in range(L):
         count = len(terms[l])
         out[f"dW/{l}"] = sum(rule(x) for rule, x in terms[l]) / (count / B if c.sum_W else count)
