@@ -12,7 +12,6 @@ import installed  # noqa: F401  isort: skip  says so in one line where npref is 
 import json
 import platform
 import random
-import resource
 import statistics
 import sys
 import time
@@ -43,6 +42,11 @@ from npref.rules import group_size
 from npref.runlog import replace_file, source_revision
 from npref.step import compute_update, initial_state, learnable, noise_groups, start_step, training_step
 from npref.train import AHEAD, Interrupted
+
+try:
+    import resource
+except ImportError:  # on Windows, where the process's peak is left out
+    resource = None
 
 OURS = {"json": b'{\n "device"', "scaling": b"\x89PNG"}  # how a file begins that this has written, and may replace
 SHAPES = {"conv-tiny": ((3, 64, 64), 200), "sarcos": ((21,), 7)}  # of inputs, and outputs; of others CIFAR-10's
@@ -370,11 +374,14 @@ def run(args, stop):
         print(plot_scaling([asdict(row) for row in rows], args.scaling))
     noise = noise_table(backend.xp)
     rate = timed(backend.xp, {"gemm": Floor(backend.xp, [("", "nn", 4096, 4096, 4096)], args.dtype)}, 3)["gemm"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 * (1024 if sys.platform == "linux" else 1)
+    peak = None
+    if resource is not None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 * (1024 if sys.platform == "linux" else 1)
     print("ns a number: " + ", ".join(f"{name} {ns:.2f}" for name, ns in noise.items()))
     print(f"matrix products of 4096: {2 * 4096**3 / rate / 1e12:.3f} TFLOP/s; "
           + ", ".join(f"{r.method} {r.arch} K={r.samples}: {2 * r.gmac / r.step / 1e3:.3f}" for r in rows))
-    print(f"peak of this process: {peak:.0f} MB")
+    if peak is not None:
+        print(f"peak of this process: {peak:.0f} MB")
     if args.json:
         report = {"device": backend.device, "backend": backend.name, "versions": versions, "threads": cores(), "dtype": args.dtype,
                   "revision": source_revision(), "rounds": args.rounds, "peak_mb": peak,

@@ -154,6 +154,9 @@ def test_what_is_printed_of_known_seconds(stated, tmp_path, capsys, monkeypatch)
     assert (report["threads"], report["dtype"], report["gemm_seconds"], report["rows"][0]["memory"]) == (3, "float64", 0.5, 3.25)
     assert report["noise_ns"] == dict.fromkeys(("numpy standard_normal", *noise.KINDS), 1e6 / 2**20)
     assert [rounds for _, rounds in stated] == [12, 6, 12, 6, 7, 3]
+    monkeypatch.setattr(benchmark, "resource", None)
+    assert benchmark.main([*arguments, "--json", str(tmp_path / "j")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == lines[-2] and json.loads((tmp_path / "j").read_text())["peak_mb"] is None
 
 
 def test_a_line_without_shares_and_with_two_opponents():
