@@ -63,7 +63,7 @@ def printed(code):
 def broken_pipe():
     """After a BrokenPipeError: whoever read our output has gone, as in `| head`. Returns the exit code; nothing more is printed."""
     _lead_nowhere()
-    return 128 + signal.SIGPIPE
+    return 128 + getattr(signal, "SIGPIPE", 13)  # which Windows does not have
 
 
 def _lead_nowhere():

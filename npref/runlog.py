@@ -50,10 +50,11 @@ def source_revision():
     root = Path(__file__).resolve().parents[1]
 
     def git(*arguments):
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        printed = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=10, check=True).stdout
+        return os.fsdecode(printed).strip()  # paths, which need not be in the locale's encoding
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+        if not os.path.samefile(git("rev-parse", "--show-toplevel"), root):
             return "unknown"
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -8,6 +9,7 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -532,6 +534,15 @@ def test_a_server_that_falls_silent(archive, tmp_path, monkeypatch, capsys):
         url = f"http://127.0.0.1:{server.getsockname()[1]}/x"
         assert command.main(["fetch", "cifar10", "--data-dir", str(tmp_path / "d"), "--url", url, "--timeout", "0.2"]) == 2
     assert f"error: cannot download {url} (timed out): check the network" in capsys.readouterr().err
+
+
+def test_a_certificate_that_cannot_be_verified(archive, tmp_path, monkeypatch):
+    def refused(url, timeout):
+        raise URLError(ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"))
+
+    monkeypatch.setattr("urllib.request.urlopen", refused)
+    with pytest.raises(ConnectionError, match=r"VERIFY_FAILED.*: let Python find your system's certificates .*, name a mirror with --url"):
+        datasets.fetch(archive[1], tmp_path / "data", url="https://mirror/x")
 
 
 @pytest.mark.parametrize("error, code, words", [

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -157,12 +158,14 @@ def test_source_revision(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_revision_is_that_of_the_checkout_itself(monkeypatch, tmp_path):
-    """Files that git does not know are no changes of it; a checkout that merely lies around npref is another's."""
+    """Files that git does not know are no changes of it; a checkout that merely lies around npref is another's. Any name will do."""
+    tmp_path /= os.fsdecode(b"\xff") if sys.platform == "linux" else "\N{GREEK SMALL LETTER DELTA}"
+
     def git(*words):
         who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
         return subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True).stdout.strip()
 
-    (tmp_path / "npref").mkdir()
+    (tmp_path / "npref").mkdir(parents=True)
     (tmp_path / "npref/runlog.py").write_text("1")
     git("init", "-q")
     git("add", ".")

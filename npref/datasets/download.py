@@ -200,7 +200,10 @@ def _receive(url, file, size, timeout, report):
             if announced and done != int(announced):
                 raise ValueError(f"{done} of {announced} bytes came")
     except (OSError, ValueError, HTTPException) as error:  # URLError, timeouts, a malformed URL or answer
-        raise ConnectionError(f"cannot download {url} ({error}): check the network, name a mirror with --url, "
+        remedy = "check the network"
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            remedy = "let Python find your system's certificates (on macOS run its \"Install Certificates.command\")"
+        raise ConnectionError(f"cannot download {url} ({error}): {remedy}, name a mirror with --url, "
                               f"or put the file into {part.parent} by hand") from error
 
 
