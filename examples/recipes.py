@@ -142,9 +142,11 @@ WHY_V1 = (*variants(V1_FC1, [c.method for c in V1_FC1], [STANDARD, UNIFORM]),
           *variants(V1_FC3, ("dinp",), *([STANDARD, UNIFORM, ("lr", lr)] for lr in (0.131072, 0.065536))),
           # what a search finds, half of it, a quarter
           *variants(NETWORK_NORM, ("anp",), *([STANDARD, UNIFORM, ("lr", lr)] for lr in (2.048e-3, 1.024e-3, 5.12e-4))),
-          # pixels in [0, 1], at what searches from 4.096e-3 (DBP: 0.131072) on find
+          # pixels in [0, 1], at what searches from 4.096e-3 (DBP: 0.131072, DINP: 0.032768, INP: 8.192e-3) on find
           *variants(V1_FC3, ("dnp",), [UNIFORM, ("lr", 0.032768)]),
           *variants(NETWORK_NORM, ("danp",), [UNIFORM, ("lr", 0.032768)]),
+          *variants(V1_FC3, ("dinp",), [UNIFORM, ("lr", 0.131072)]),
+          *variants(V1_FC3, ("inp",), [UNIFORM, ("lr", 0.016384)]),
           *variants(V1_FC3, ("dbp",), [UNIFORM, ("lr", 0.524288)]))
 
 METHODS_3 = ("--methods", "np", "anp", "inp")
