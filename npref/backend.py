@@ -74,7 +74,8 @@ def _module_of(types):
         raise TypeError("NumPy and CuPy arrays are mixed: expected all numpy.ndarray or all cupy.ndarray; "
                         "move them with backend.xp.asarray(x) or npref.to_host(x)")
     names = ", ".join(sorted(f"{t.__module__}.{t.__qualname__}" for t in kinds.values())) or "no array"
-    raise TypeError(f"expected numpy.ndarray or cupy.ndarray arguments, got {names} (lists: use numpy.asarray)")
+    remedy = "; numpy.asarray turns lists into arrays" if types & {list, tuple} else ""
+    raise TypeError(f"expected numpy.ndarray or cupy.ndarray arguments, got {names}{remedy}")
 
 
 def to_host(x) -> np.ndarray:

@@ -31,6 +31,7 @@ products are, (B*P, n_out), and x* is (B*P, n_in); its losses and δL may be of 
         return Update(tuple(dW), tuple(db), losses, dL[None], clean)
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -145,7 +146,8 @@ def rule_name(rule):
 
 def _argument_name(value):
     if getattr(value, "ndim", 0) > 0:
-        return f"{value.dtype} {value.shape} {sha256(np.ascontiguousarray(to_host(value))).hexdigest()[:16]}"
+        with suppress(TypeError):  # another library's array
+            return f"{value.dtype} {value.shape} {sha256(np.ascontiguousarray(to_host(value))).hexdigest()[:16]}"
     if callable(value):
         return rule_name(value)
     if type(value).__repr__ is object.__repr__:  # which has an address in it

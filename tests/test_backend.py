@@ -28,9 +28,10 @@ def test_array_module(fake_cupy):
     assert array_module(gpu) is fake_cupy and array_module(None, gpu) is fake_cupy
     with pytest.raises(TypeError, match=r"NumPy and CuPy arrays are mixed.*numpy.ndarray.*cupy.ndarray"):
         array_module(gpu, cpu)
-    with pytest.raises(TypeError, match="expected numpy.ndarray or cupy.ndarray arguments, got builtins.list"):
+    words = "expected numpy.ndarray or cupy.ndarray arguments, got builtins.list; numpy.asarray turns lists into arrays$"
+    with pytest.raises(TypeError, match=words):
         array_module([1, 2])
-    with pytest.raises(TypeError, match="got no array"):
+    with pytest.raises(TypeError, match="got no array$"):
         array_module(None)
     assert np.array_equal(to_host(gpu), cpu)
     synchronize(fake_cupy)

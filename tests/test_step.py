@@ -176,6 +176,7 @@ def test_a_rule_has_one_name_in_every_process():
     names = [named(noise), named(changed), named(noise.astype("float64")), named(noise.reshape(1000, 3)), named([noise, changed]),
              named([changed, noise]), named(many), named([*many[1:], 0.25])]
     assert len(set(names)) == len(names) and max(map(len, names)) < 200 and not any(" at 0x" in name for name in names)
+    assert named(np.ma.masked_array([1, 2])).endswith("with [1 2]")  # no array of npref's, but no reason to stop
     assert named(noise) == named(noise.copy()) == named(np.asfortranarray(noise)) and named(many) == named(list(many))
     with pytest.raises(TypeError, match="rule must be a function as npref.step.compute_update is, got 3"):
         rule_name(3)
