@@ -109,14 +109,13 @@ def forward(network, params, x, noise=None, *, sparing=False):
     for l, layer in enumerate(network.layers):
         x_l, W, R = unfold(layer, x), matrix(params.W[l]), params.R[l]  # (B*P, n_in)
         spare = sparing and R is not None and spares_x_star(len(x_l), *W.shape)
+        x_rows.append(x_l if spare else None)
         if spare:
             x_star.append(None)
-            x_rows.append(x_l)
             A.append(W @ R)  # (n_out, n_in)
             a_l = x_l @ A[l].T  # (B*P, n_out)
         else:
             x_star.append(x_l if R is None else x_l @ R.T)  # (B*P, n_in)
-            x_rows.append(None)
             A.append(None)
             a_l = x_star[l] @ W.T  # (B*P, n_out)
         if params.b[l] is not None:
@@ -207,12 +206,13 @@ def _check_fits(network, params, x):
         n_in = prod(expected[1:])
         if params.R[l] is not None and params.R[l].shape != (n_in, n_in):
             raise ValueError(f"R of layer {l + 1}'s input must be {(n_in, n_in)}, got {params.R[l].shape}")
-    found = sorted({str(p.dtype) for p in (*params.W, *params.b, *params.R) if p is not None})
+    found = {p.dtype for p in (*params.W, *params.b, *params.R) if p is not None}
     if x.dtype.kind not in "fc" or x.dtype.itemsize < 4:
-        dtype = "float64" if found == ["float64"] else "float32"
+        dtype = "float64" if found == {np.dtype("float64")} else "float32"
         remedy = f"npref.batches.prepare(x, {dtype!r}), which divides pixels by 255" if x.dtype == "uint8" else f"x.astype({dtype!r})"
         raise TypeError(f"x and the parameters must be float32 or float64, got {x.dtype}: use {remedy}")
-    if found != [str(x.dtype)]:
+    if found != {x.dtype}:
+        found = sorted(map(str, found))
         remedy = f"use x.astype({found[0]!r})" if len(found) == 1 else "give all parameters one"
         raise TypeError(f"x and the parameters must share one dtype, got x in {x.dtype} and parameters in {', '.join(found)}: {remedy}"
                         + (f", or init_params(..., dtype={str(x.dtype)!r})" if str(x.dtype) in DTYPES else ""))

@@ -31,6 +31,7 @@ products are, (B*P, n_out), and x* is (B*P, n_in); its losses and δL may be of 
         return Update(tuple(dW), tuple(db), losses, dL[None], clean)
 """
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -150,13 +151,12 @@ def _argument_name(value):
             return f"{value.dtype} {value.shape} {sha256(np.ascontiguousarray(to_host(value))).hexdigest()[:16]}"
     if callable(value):
         return rule_name(value)
-    if type(value).__repr__ is object.__repr__:  # which has an address in it
-        return f"{type(value).__module__}.{type(value).__qualname__}"
-    if isinstance(value, (list, tuple)):
-        value = f"{type(value).__name__}({', '.join(map(_argument_name, value))})"
+    if isinstance(value, (list, tuple, set, frozenset)):
+        named = map(_argument_name, value)
+        value = f"{type(value).__name__}({', '.join(named if isinstance(value, (list, tuple)) else sorted(named))})"
     elif isinstance(value, dict):
         value = f"dict({', '.join(f'{name}={_argument_name(v)}' for name, v in value.items())})"
-    text = str(value)
+    text = re.sub(" at 0x[0-9A-Fa-f]+", "", str(value))  # addresses
     return text if len(text) <= 1000 else f"{text[:20]}... of {len(text)} letters {sha256(text.encode()).hexdigest()[:16]}"
 
 

@@ -1,6 +1,6 @@
 import re
 import textwrap
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -161,6 +161,10 @@ def test_a_rule_has_one_name_in_every_process():
     class Estimator:
         pass
 
+    @dataclass
+    class Settings:
+        f: object
+
     def named(*arguments, **more):
         return rule_name(partial(compute_update, *arguments, **more))
 
@@ -169,7 +173,9 @@ def test_a_rule_has_one_name_in_every_process():
     assert named(0.5, kind="a", f=draw) == "npref.step.compute_update with 0.5, kind=a, f=npref.noise.draw"
     assert named(f=inner) == "npref.step.compute_update with f=npref.noise.draw with gaussian"
     assert named([draw, 1], {"f": (draw,)}).endswith("with list(npref.noise.draw, 1), dict(f=tuple(npref.noise.draw))")
-    assert named(Estimator()).endswith(f"with {__name__}.{Estimator.__qualname__}") and named(np.float64(0.5)) == named(0.5)
+    assert named(Estimator()).endswith(f"with <{__name__}.{Estimator.__qualname__} object>") and named(np.float64(0.5)) == named(0.5)
+    assert named(Settings(draw)).endswith(f"with {Settings.__qualname__}(f=<function draw>)")
+    assert named({"b", "a", "c"}).endswith("with set(a, b, c)")
     changed = noise.copy()
     changed[1, 500] += 1
     many = [0.5] * 10_000
